@@ -1,0 +1,233 @@
+"""The threads that poll and serve.
+
+Owns the threads, who of them polls, and how many take part. Knows no socket and no HTTP: it gets
+events from a poller and gives each to `target.handle(mask)`.
+
+Strategy: whoever polls also serves what it found, so a request changes no thread. As few threads
+as keep the interpreter busy take part: with several of them, each system call hands the
+interpreter lock to another, which costs more than it wins. A pacemaker looks every few
+milliseconds and lets more threads in when nothing moved since it last looked (they block, or one
+request computes for long), or when work waits while the CPU does not; it sends them away when
+the CPU is busy.
+
+Rules: `handle` may block only on what its own request is about. One thread at a time polls.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import typing as t
+from collections import deque
+
+if t.TYPE_CHECKING:
+    from .poller import Event, Poller
+
+log = logging.getLogger("flask_graceful")
+
+TICK = 0.005
+# The share of one CPU, over a tick, below which waiting work needs more threads, and above which
+# fewer threads do it faster.
+CPU_FREE = 0.7
+CPU_BUSY = 0.9
+# Ticks without work after which the pacemaker sleeps until there is some.
+IDLE_TICKS = 50
+
+
+class Target(t.Protocol):
+    """Something that events are for."""
+
+    def handle(self, mask: int) -> None:
+        """Do what can be done. Called by one of the crew's threads, perhaps by several at once."""
+
+    def on_deadline(self) -> None:
+        """The target's time is up. Must not block."""
+
+
+class Crew:
+    """Up to `most` threads round one poller."""
+
+    def __init__(self, poller: Poller, most: int) -> None:
+        self.poller = poller
+        self._most = most
+        self._ready: deque[Event] = deque()
+        self._polling = threading.Lock()
+        # Guards the three numbers and the standby list.
+        self._lock = threading.Lock()
+        self._alive = 0
+        self._running = 0
+        self._wanted = 1
+        self._standby: list[_Standby] = []
+        self._progress = 0
+        self._is_stopped = False
+        self._pacemaker_sleeps = False
+        self._pacemaker = threading.Event()
+
+    def start(self) -> None:
+        """Start the first thread, and the pacemaker when there may be more. Once."""
+        with self._lock:
+            if self._alive or self._is_stopped:
+                return
+            self._add_thread()
+        if self._most > 1:
+            threading.Thread(target=self._pace, name="graceful-pacemaker", daemon=True).start()
+
+    def stop(self) -> None:
+        """Send all threads home; each goes when it has finished what it does. Never blocks."""
+        with self._lock:
+            self._is_stopped = True
+            if not self._alive:
+                self.poller.close()
+            standby, self._standby = self._standby, []
+        for one in standby:
+            one.call()
+        self._pacemaker.set()
+        self.poller.wake()
+
+    def post(self, target: Target) -> None:
+        """Have the target handled as if the poller had reported it. From any thread."""
+        self._ready.append((target, 0))
+        self.poller.wake()
+
+    def repeat(self, target: Target) -> None:
+        """The same from within `handle`: that thread looks here before it polls again."""
+        self._ready.append((target, 0))
+
+    def _work(self) -> None:
+        ready = self._ready
+        standby = _Standby()
+        while not self._is_stopped:
+            try:
+                target, mask = ready.popleft()
+            except IndexError:
+                if self._polling.acquire(False):
+                    self._poll()
+                else:
+                    self._rest(standby, is_surplus=False)
+                continue
+            try:
+                target.handle(mask)
+            except Exception:
+                log.exception("http: internal error in %r", target)
+            self._progress += 1
+            if self._running > self._wanted:
+                self._rest(standby, is_surplus=True)
+        with self._lock:
+            self._running -= 1
+            self._alive -= 1
+            if not self._alive:
+                self.poller.close()
+
+    def _poll(self) -> None:
+        """Wait for work, with the polling lock held; it is released before any work is done."""
+        try:
+            events = [] if self._ready or self._is_stopped else self.poller.poll()
+        finally:
+            self._polling.release()
+        self._expire()
+        self._ready.extend(events)
+        if self._pacemaker_sleeps:
+            self._pacemaker_sleeps = False
+            self._pacemaker.set()
+        if events and self._wanted > self._running:
+            # This thread takes one event; the others are for others, and one is to poll.
+            self._call(min(len(events), self._wanted - self._running))
+
+    def _expire(self) -> None:
+        for target in self.poller.deadlines.expired():
+            t.cast("Target", target).on_deadline()
+
+    def _rest(self, standby: _Standby, is_surplus: bool) -> None:
+        """Wait to be called. A surplus thread stays when others have left before it."""
+        with self._lock:
+            if self._is_stopped or (is_surplus and self._running <= self._wanted):
+                return
+            self._running -= 1
+            self._standby.append(standby)
+        # What came before this thread was on the list would wait for nobody.
+        if self._running < self._wanted and (self._ready or not self._polling.locked()):
+            self._call(1)
+        standby.wait()
+
+    def _call(self, count: int) -> None:
+        """Let `count` more threads take part."""
+        called: list[_Standby] = []
+        with self._lock:
+            for _ in range(count):
+                if self._is_stopped or self._running >= self._most:
+                    break
+                if self._standby:
+                    called.append(self._standby.pop())
+                    self._running += 1
+                elif self._alive < self._most:
+                    self._add_thread()
+        for one in called:
+            one.call()
+
+    def _add_thread(self) -> None:
+        self._alive += 1
+        self._running += 1
+        name = f"graceful-{self._alive}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def _pace(self) -> None:
+        still = 0
+        seen = -1
+        wall, cpu = time.monotonic(), time.process_time()
+        while not self._is_stopped:
+            time.sleep(TICK)
+            now, now_cpu = time.monotonic(), time.process_time()
+            share = (now_cpu - cpu) / max(now - wall, TICK)
+            wall, cpu = now, now_cpu
+            still, seen = (still + 1 if self._progress == seen else 0), self._progress
+            is_polled = self._polling.locked()
+            if is_polled and still > IDLE_TICKS:
+                self._sleep_until_work()
+                wall, cpu = time.monotonic(), time.process_time()
+            else:
+                self._adjust(share, still, is_polled)
+
+    def _sleep_until_work(self) -> None:
+        self._pacemaker.clear()
+        self._pacemaker_sleeps = True
+        # A thread lets go of the polling lock before it looks whether the pacemaker sleeps.
+        if self._polling.locked() and not self._is_stopped:
+            self._pacemaker.wait()
+        self._pacemaker_sleeps = False
+
+    def _adjust(self, share: float, still: int, is_polled: bool) -> None:
+        """Set how many threads take part, from one tick's observations.
+
+        :param share: CPU seconds used per second.
+        :param still: ticks since a request was last finished.
+        :param is_polled: somebody waits for events, so none can be overlooked.
+        """
+        is_stuck = not is_polled and still > 0
+        if is_stuck:
+            self._expire()
+        if is_stuck and (share < CPU_BUSY or still >= self._running):
+            # All threads are inside requests. When these compute, the next one comes later
+            # the more there are, since each takes the interpreter from the others.
+            self._wanted = min(self._most, self._running + max(1, len(self._ready)))
+        elif share < CPU_FREE and self._ready:
+            self._wanted = min(self._most, self._wanted * 2)
+        elif share > CPU_BUSY and self._wanted > 1:
+            self._wanted -= 1
+        missing = self._wanted - self._running
+        if missing > 0 and (self._ready or not self._polling.locked()):
+            self._call(min(missing, len(self._ready) + 1))
+
+
+class _Standby:
+    """Where one thread waits to be called."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+
+    def call(self) -> None:
+        self._lock.release()

@@ -1,0 +1,413 @@
+"""HTTP/1.1 requests from bytes (RFC 9110, RFC 9112).
+
+Owns the framing of what clients send: where a head ends, what it says, how long its body is,
+and whether the connection may carry another request. No socket, no thread, no clock.
+
+Strategy: `HeadBuffer` collects bytes until a head is complete. `HeadParser` reads the request
+line itself, since llhttp knows only registered methods, and leaves the field lines to httptools.
+A body decoder then takes the body's bytes out of the same buffer; what remains in it is the next
+request.
+
+Rules: whatever could be read in two ways is refused (request smuggling). A `ProtocolError` says
+which status answers it; after one the connection carries nothing more.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+import httptools
+
+# What a head may be longer than max_header_bytes, as in Go (spec row P1).
+HEAD_SLACK = 4096
+# A chunk's size line, and the trailer section as a whole (rows B5, B6).
+MAX_CHUNK_LINE = 4096
+MAX_TRAILERS = 4096
+
+_REQUEST_LINE = re.compile(
+    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])"
+)
+_ABSOLUTE_FORM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)([^#]*)")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# RFC 3986 reg-name, IPv4 or bracketed IPv6, and a port; empty is allowed (row P9).
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\d*)?"
+)
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_CHUNK_LINE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})[ \t]*"
+    rb"(?:;[ \t]*" + _TOKEN + rb"[ \t]*(?:=[ \t]*(?:" + _TOKEN + rb'|"(?:[\t !#-\[\]-~\x80-\xff]'
+    rb'|\\[\t -~\x80-\xff])*")[ \t]*)?)*'
+)
+_TRAILER_LINE = re.compile(_TOKEN + rb":[\t -~\x80-\xff]*")
+
+
+class ProtocolError(Exception):
+    """A request that has to be refused.
+
+    :param message: what was wrong, for the client and the log.
+    :param status: the status line's code and phrase that answers it.
+    """
+
+    def __init__(self, message: str, status: str = "400 Bad Request") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Request:
+    """The head of one request, read and checked.
+
+    `fields` holds the header fields under their CGI names (RFC 3875, section 4.1), values of
+    repeated fields joined in their order. `length` is the body's length, None when it is chunked.
+    """
+
+    __slots__ = (
+        "chunked",
+        "expect_continue",
+        "fields",
+        "keep_alive",
+        "length",
+        "method",
+        "path",
+        "query",
+        "target",
+        "version",
+    )
+
+    method: str
+    target: str
+    path: str
+    query: str
+    version: int
+    fields: dict[str, str]
+    length: int
+    chunked: bool
+    keep_alive: bool
+    expect_continue: bool
+
+
+class HeadBuffer:
+    """Bytes received and not yet used. Finds the end of a head without looking twice."""
+
+    __slots__ = ("_limit", "_scanned", "data")
+
+    def __init__(self, max_header_bytes: int) -> None:
+        self.data = bytearray()
+        self._scanned = 0
+        self._limit = max_header_bytes + HEAD_SLACK
+
+    def take(self, received: bytes) -> bytes | None:
+        """The next complete head; None while it is incomplete.
+
+        :param received: bytes that follow those already in the buffer, perhaps none.
+        :raises ProtocolError: the head is longer than the limit (431).
+        """
+        data = self.data
+        if not data and received.find(b"\r\n\r\n") == len(received) - 4 and len(received) > 4:
+            # The usual case: exactly one head, which needs no buffer.
+            if len(received) > self._limit:
+                raise _too_large()
+            return received
+        data += received
+        if data.startswith((b"\r", b"\n")):
+            self._skip_empty_lines()
+        end = data.find(b"\r\n\r\n", self._scanned)
+        if end < 0:
+            if len(data) >= self._limit:
+                raise _too_large()
+            self._scanned = max(0, len(data) - 3)
+            return None
+        if end + 4 > self._limit:
+            raise _too_large()
+        head = bytes(data[: end + 4])
+        del data[: end + 4]
+        self._scanned = 0
+        return head
+
+    def _skip_empty_lines(self) -> None:
+        """RFC 9112, section 2.2: an empty line before a request line is not the client's meaning.
+
+        Two of them, as Go allows (row P15); anything else in that place is refused by the parser.
+        """
+        for _ in range(2):
+            if self.data.startswith(b"\r\n"):
+                del self.data[:2]
+
+
+def _too_large() -> ProtocolError:
+    status = "431 Request Header Fields Too Large"
+    return ProtocolError("the head is longer than max_header_bytes", status)
+
+
+class HeadParser:
+    """Heads to requests. One per thread: it keeps nothing between two heads."""
+
+    def __init__(self) -> None:
+        self._renew()
+        self._fields: dict[str, str] = {}
+
+    def parse(self, head: bytes) -> Request:
+        """The request that a complete head, from request line to empty line, announces.
+
+        :raises ProtocolError: the head breaks a rule.
+        """
+        line_end = head.index(b"\r\n")
+        match = _REQUEST_LINE.fullmatch(head, 0, line_end)
+        if match is None:
+            raise ProtocolError("malformed request line")
+        method, target, major, minor = match.groups()
+        if major != b"1":
+            status = "505 HTTP Version Not Supported"
+            raise ProtocolError("unsupported protocol version", status)
+        request = Request()
+        request.method = method.decode("ascii")
+        request.version = 0 if minor == b"0" else 1
+        request.fields = self._parse_fields(head, line_end)
+        _read_target(request, target.decode("latin-1"))
+        _read_framing(request)
+        if request.length or request.chunked:
+            self._renew()
+        return request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by httptools for each field line."""
+        key = _KEYS.get(name)
+        if key is None:
+            key = _learn_key(name)
+        text = value.decode("latin-1").strip(" \t")
+        fields = self._fields
+        if key in fields:
+            if key in _SINGLE:
+                raise ProtocolError(f"repeated {name.decode('latin-1')} header")
+            text = fields[key] + ("; " if key == "HTTP_COOKIE" else ", ") + text
+        fields[key] = text
+
+    def _parse_fields(self, head: bytes, line_end: int) -> dict[str, str]:
+        fields = self._fields = {}
+        try:
+            self._parser.feed_data(_ANY_REQUEST_LINE + head[line_end:])
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            self._renew()
+            cause = error.__context__
+            if isinstance(cause, ProtocolError):
+                raise cause from None
+            _refuse_coding(fields)
+            raise ProtocolError(f"malformed header: {error}") from error
+        fields.pop("", None)
+        return fields
+
+    def _renew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+
+
+# httptools sees this line in place of the client's, so that it judges the fields alone.
+_ANY_REQUEST_LINE = b"GET / HTTP/1.1"
+
+# Fields whose repetition could mean two things.
+_SINGLE = frozenset({"CONTENT_LENGTH", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
+
+# CGI names of field names as clients spell them. Bounded, since clients choose the spelling.
+_KEYS: dict[bytes, str] = {}
+_MAX_KEYS = 2048
+
+
+def _learn_key(name: bytes) -> str:
+    text = name.decode("latin-1")
+    if "_" in text:
+        # `X_Y` and `X-Y` would be one environ key (row P14): such names are dropped.
+        key = ""
+    else:
+        key = text.upper().replace("-", "_")
+        if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = "HTTP_" + key
+    if len(_KEYS) < _MAX_KEYS and len(name) <= 64:
+        _KEYS[name] = key
+    return key
+
+
+def _read_target(request: Request, target: str) -> None:
+    """RFC 9112, section 3.2: the four forms of a target, and the Host that goes with it."""
+    request.target = target
+    fields = request.fields
+    host = fields.get("HTTP_HOST")
+    if host is None:
+        if request.version and request.method != "CONNECT":
+            raise ProtocolError("missing required Host header")
+    elif not _HOST.fullmatch(host):
+        raise ProtocolError("malformed Host header")
+    if not target.startswith("/"):
+        if request.method == "CONNECT":
+            raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
+        if target == "*":
+            request.path, request.query = "*", ""
+            return
+        absolute = _ABSOLUTE_FORM.fullmatch(target)
+        if absolute is None or not _HOST.fullmatch(absolute[1]):
+            raise ProtocolError("malformed request target")
+        fields["HTTP_HOST"] = absolute[1]
+        target = absolute[2]
+        if not target.startswith("/"):
+            target = "/" + target
+    path, _, request.query = target.partition("?")
+    if "%" in path and _BAD_ESCAPE.search(path):
+        raise ProtocolError("malformed escape in the request target")
+    request.path = path
+
+
+def _read_framing(request: Request) -> None:
+    """RFC 9112, sections 6 and 9.3: the body's length and the life of the connection."""
+    fields = request.fields
+    request.chunked = False
+    request.length = 0
+    if "HTTP_TRANSFER_ENCODING" in fields:
+        _refuse_coding(fields)
+        if not request.version:
+            raise ProtocolError("Transfer-Encoding in HTTP/1.0")
+        if "CONTENT_LENGTH" in fields:
+            raise ProtocolError("both Transfer-Encoding and Content-Length")
+        request.chunked = True
+    elif "CONTENT_LENGTH" in fields:
+        request.length = _content_length(fields["CONTENT_LENGTH"])
+    request.keep_alive = request.version > 0
+    if "HTTP_CONNECTION" in fields:
+        tokens = [token.strip(" \t") for token in fields["HTTP_CONNECTION"].lower().split(",")]
+        if "close" in tokens:
+            request.keep_alive = False
+        elif not request.version:
+            request.keep_alive = "keep-alive" in tokens
+    request.expect_continue = False
+    if fields.get("HTTP_EXPECT"):
+        if "100-continue" not in fields["HTTP_EXPECT"].lower().replace(",", " ").split():
+            raise ProtocolError("unknown expectation", "417 Expectation Failed")
+        request.expect_continue = bool(request.version and (request.chunked or request.length))
+
+
+def _refuse_coding(fields: dict[str, str]) -> None:
+    coding = fields.get("HTTP_TRANSFER_ENCODING", "chunked")
+    if coding.lower() != "chunked":
+        raise ProtocolError("unsupported transfer encoding", "501 Not Implemented")
+
+
+def _content_length(text: str) -> int:
+    # int() alone takes signs, blanks, underscores and other scripts' digits (row B2).
+    if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 1 << 63:
+        raise ProtocolError("malformed Content-Length header")
+    return int(text)
+
+
+class BodyDecoder(t.Protocol):
+    """Takes the body of a request out of the bytes received."""
+
+    done: bool
+
+    def decode(self, data: bytearray) -> bytes:
+        """Remove what belongs to the body from the front of `data`; the content that was in it.
+
+        :raises ProtocolError: the body breaks a rule.
+        """
+
+    def remaining(self) -> int | None:
+        """The bytes still to come; None when that is unknown."""
+
+
+class LengthDecoder:
+    """A body whose length was announced (RFC 9112, section 6.2)."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+
+    def decode(self, data: bytearray) -> bytes:
+        content = bytes(data[: self._left])
+        del data[: len(content)]
+        self._left -= len(content)
+        self.done = self._left == 0
+        return content
+
+    def remaining(self) -> int | None:
+        return self._left
+
+
+class ChunkedDecoder:
+    """A chunked body (RFC 9112, section 7.1). Trailers are checked and dropped."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._step = self._size_line
+        self._left = 0
+        self._scanned = 0
+        self._trailers = 0
+
+    def decode(self, data: bytearray) -> bytes:
+        parts: list[bytes] = []
+        while not self.done and self._step(data, parts):
+            pass
+        return b"".join(parts)
+
+    def remaining(self) -> int | None:
+        return 0 if self.done else None
+
+    def _size_line(self, data: bytearray, parts: list[bytes]) -> bool:
+        line = self._line(data, MAX_CHUNK_LINE)
+        if line is None:
+            return False
+        match = _CHUNK_LINE.fullmatch(line)
+        if match is None:
+            raise ProtocolError("malformed chunk size")
+        self._left = int(match[1], 16)
+        self._step = self._content if self._left else self._trailer
+        return True
+
+    def _content(self, data: bytearray, parts: list[bytes]) -> bool:
+        part = bytes(data[: self._left])
+        del data[: len(part)]
+        self._left -= len(part)
+        parts.append(part)
+        if self._left:
+            return False
+        self._step = self._content_end
+        return True
+
+    def _content_end(self, data: bytearray, parts: list[bytes]) -> bool:
+        if not b"\r\n".startswith(bytes(data[:2])):
+            raise ProtocolError("chunk longer than its size")
+        if len(data) < 2:
+            return False
+        del data[:2]
+        self._step = self._size_line
+        return True
+
+    def _trailer(self, data: bytearray, parts: list[bytes]) -> bool:
+        line = self._line(data, MAX_TRAILERS - self._trailers)
+        if line is None:
+            return False
+        if not line:
+            self.done = True
+            return False
+        self._trailers += len(line) + 2
+        if not _TRAILER_LINE.fullmatch(line):
+            raise ProtocolError("malformed trailer")
+        return True
+
+    def _line(self, data: bytearray, limit: int) -> bytes | None:
+        """A line without its CRLF. A CR or LF alone in it is left for the grammar to refuse."""
+        end = data.find(b"\r\n", self._scanned)
+        if end > limit or (end < 0 and len(data) > limit):
+            raise ProtocolError("suspiciously long line in a chunked body")
+        if end < 0:
+            self._scanned = max(0, len(data) - 1)
+            return None
+        line = bytes(data[:end])
+        del data[: end + 2]
+        self._scanned = 0
+        return line
+
+
+def body_decoder(request: Request) -> BodyDecoder | None:
+    """The decoder that a request's body needs; None when it has no body."""
+    if request.chunked:
+        return ChunkedDecoder()
+    return LengthDecoder(request.length) if request.length else None

@@ -1,0 +1,468 @@
+"""`GracefulServer`: a server that signals restart and stop, the port of fvbock/endless.
+
+Owns the life of a serving process: its signals and their hooks, its successor, and its end.
+
+Strategy: `_Life` is one loop, in the main thread, and all state of a restart or a stop is its own.
+Signals, the successor's messages, timers and the word that a server has drained reach it as
+events; nothing happens in a signal handler. A successor is the same command started anew, with the
+listening sockets sent to it. The old process serves until the successor says that it is ready.
+
+Rules: whatever happens to a successor before it is ready is reaped, logged, and changes nothing.
+One boots at a time; a restart asked for meanwhile is carried out afterwards. A listening socket is
+never closed while it has no other owner and connections in its queue.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+from collections import deque
+
+from .handover import VARIABLE, Channel, HandoverError, claim_channel
+from .listeners import Listener, listen
+from .poller import NEVER, Deadlines, Signals, new_poller
+from .server import Server, ServerClosed
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from .server import Acceptor
+
+log = logging.getLogger("flask_graceful")
+
+PRE_SIGNAL = 0
+POST_SIGNAL = 1
+
+# What endless listens to, as far as the system knows it. Signals that are not here keep their
+# meaning.
+SIGNALS = {
+    int(getattr(signal, name)): name
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM", "SIGTSTP")
+    if hasattr(signal, name)
+}
+_HUP = getattr(signal, "SIGHUP", None)
+_USR2 = getattr(signal, "SIGUSR2", None)
+
+# How long a successor waits for its listeners; they are on their way before it starts.
+INHERIT_TIME = 10.0
+
+# Taken at import, so that the application and its children never see the variable.
+_parent_channel = claim_channel(os.environ)
+
+
+class State(enum.Enum):
+    """Where the process is in its life (row E1)."""
+
+    INIT = enum.auto()
+    RUNNING = enum.auto()
+    SHUTTING_DOWN = enum.auto()
+
+
+class GracefulServer(Server):
+    """A `Server` that restarts on SIGHUP and stops on SIGTERM or SIGINT without losing a request.
+
+    Parameters are those of :class:`Server`.
+    """
+
+    def __init__(self, addr: str, app: WSGIApplication, **options: t.Any) -> None:
+        super().__init__(addr, app, **options)
+        self._before_begin: list[t.Callable[[str], object]] = []
+        self._signal_hooks: dict[tuple[int, int], list[t.Callable[[], object]]] = {}
+        self._life: _Life | None = None
+
+    def before_begin(self, func: t.Callable[[str], object]) -> t.Callable[[str], object]:
+        """Call `func` with the listening address before serving begins (row E8). A decorator.
+
+        In a successor this is before the old process is told to stop: an exception here leaves
+        the old one serving.
+        """
+        self._before_begin.append(func)
+        return func
+
+    def register_signal_hook(self, when: int, signum: int, func: t.Callable[[], object]) -> None:
+        """Call `func` at each signal, before (PRE_SIGNAL) or after (POST_SIGNAL) the server's act.
+
+        :raises ValueError: `when` is neither, or the signal is not handled (row E5).
+        """
+        if when not in (PRE_SIGNAL, POST_SIGNAL):
+            raise ValueError(f"hook phase {when!r}: expected PRE_SIGNAL or POST_SIGNAL")
+        if signum not in SIGNALS:
+            known = ", ".join(SIGNALS.values())
+            raise ValueError(f"signal {signum!r} is not supported; expected one of {known}")
+        self._signal_hooks.setdefault((when, int(signum)), []).append(func)
+
+    def listen_and_serve(self) -> t.NoReturn:
+        """Bind or inherit the address, and serve until a signal ends it. In the main thread.
+
+        :raises ServerClosed: the normal end; its text is that of Go's accept error.
+        :raises ListenError: the address can't be bound.
+        :raises RuntimeError: called outside the main thread, where signals can't be handled.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(
+                "GracefulServer handles signals and must be run in the main thread; "
+                "to serve in another one, use Server"
+            )
+        if self._is_shut_down:
+            raise ServerClosed
+        _log_to_stderr_by_default()
+        self._life = _Life(self)
+        self._life.run()
+
+    def run_signal_hooks(self, when: int, signum: int) -> None:
+        """Call the hooks of a signal. A hook that fails stops neither the others nor the act."""
+        for func in self._signal_hooks.get((when, signum), ()):
+            try:
+                func()
+            except Exception:
+                log.exception("%d %s hook failed", os.getpid(), SIGNALS[signum])
+
+    def begin(self, listener: Listener) -> Acceptor:
+        """Run the hooks, then accept connections."""
+        for func in self._before_begin:
+            func(listener.address)
+        return self._start(listener)
+
+    def lame_duck(self, successor_listens: bool) -> None:
+        """Begin to shut down: idle connections stay, and may send one more request."""
+        self._begin_shutdown(drain_queues=not successor_listens, unlink=not successor_listens)
+        self._run_shutdown_hooks()
+
+    def _settle(self) -> None:
+        super()._settle()
+        if self._life is not None:
+            self._life.post(self._life.look)
+
+
+class _Timer:
+    """Calls a function when its time has come."""
+
+    def __init__(self, func: t.Callable[[], object]) -> None:
+        self.deadline = NEVER
+        self.slot = Deadlines.NO_SLOT
+        self.func = func
+
+
+class _Life:
+    """From the first signal handler to the last response. Everything but `post` is the main
+    thread's."""
+
+    def __init__(self, server: GracefulServer) -> None:
+        self._server = server
+        self._settings = server.settings
+        self._poller = new_poller()
+        self._posted: deque[t.Callable[[], object]] = deque()
+        self._state = State.INIT
+        self._acceptor: Acceptor | None = None
+        # The old process, as long as it lives; this process is its successor.
+        self._parent: Channel | None = None
+        self._successor: _Successor | None = None
+        # The successor is ready and has the listeners: this process only finishes its requests.
+        self._is_succeeded = False
+        self._wants_restart = False
+        self._stop_signals = 0
+        self._grace_timer = _Timer(server._retire_connections)
+        self._hammer_timer = _Timer(self._hammer)
+
+    def post(self, func: t.Callable[[], object]) -> None:
+        """Have the loop call `func`. From any thread."""
+        self._posted.append(func)
+        self._poller.wake()
+
+    def look(self) -> None:
+        """Something about the server has changed; the loop looks at it when it goes round."""
+
+    def run(self) -> t.NoReturn:
+        try:
+            with Signals(SIGNALS) as signals:
+                self._poller.register_level(signals.fileno(), lambda: self._on_signals(signals))
+                listener = self._begin()
+                while not self._is_finished():
+                    self._turn()
+                log.info("%d Serve() returning...", os.getpid())
+        finally:
+            if self._successor is not None:
+                self._successor.let_go()
+            if self._parent is not None:
+                self._parent.close()
+            self._server.close()
+            self._poller.close()
+        assert self._acceptor is not None
+        if not isinstance(self._acceptor.error, ServerClosed):
+            raise self._acceptor.error
+        address = f"{listener.network} {listener.address}"
+        raise ServerClosed(f"accept {address}: use of closed network connection")
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and see to it."""
+        for action, _ in self._poller.poll():
+            action()
+        while self._posted:
+            self._posted.popleft()()
+        for timer in self._poller.deadlines.expired():
+            t.cast("_Timer", timer).func()
+
+    def _is_finished(self) -> bool:
+        server = self._server
+        return bool(server._drained.is_set() or (self._acceptor and self._acceptor.has_failed()))
+
+    # The beginning.
+
+    def _begin(self) -> Listener:
+        """Get the listener, run the hooks, accept, and tell the old process if there is one."""
+        global _parent_channel
+        channel, _parent_channel = _parent_channel, None
+        inherited = _inherited_listeners(channel) if channel else {}
+        listener = inherited.pop(self._server.address.text, None) or listen(self._server.address)
+        for unclaimed in inherited.values():
+            unclaimed.close(unlink=False)
+        try:
+            self._acceptor = self._server.begin(listener)
+        except BaseException:
+            listener.close(unlink=channel is None)
+            raise
+        self._state = State.RUNNING
+        if channel is not None:
+            self._relieve_parent(channel)
+        return listener
+
+    def _relieve_parent(self, channel: Channel) -> None:
+        """This process serves: tell the old one, as endless does, with a SIGTERM."""
+        parent = os.getppid()
+        try:
+            channel.send({"ready": True})
+        except OSError:
+            # The old process died meanwhile, and getppid() is somebody else.
+            channel.close()
+            return
+        self._parent = channel
+        self._poller.register_level(channel.fileno(), self._on_parent)
+        if parent == os.getppid() and parent != 1:
+            os.kill(parent, signal.SIGTERM)
+
+    def _on_parent(self) -> None:
+        """The old process has finished, or died."""
+        channel = self._parent
+        if channel is not None and not channel.fill():
+            self._poller.unregister(channel.fileno())
+            channel.close()
+            self._parent = None
+
+    # Signals.
+
+    def _on_signals(self, signals: Signals) -> None:
+        for signum in signals.read():
+            self._server.run_signal_hooks(PRE_SIGNAL, signum)
+            self._act(signum)
+            self._server.run_signal_hooks(POST_SIGNAL, signum)
+
+    def _act(self, signum: int) -> None:
+        forking = " forking." if signum == _HUP else ""
+        log.info("%d Received %s.%s", os.getpid(), SIGNALS[signum], forking)
+        if signum == _HUP:
+            self._restart()
+        elif signum == _USR2:
+            if self._state is State.SHUTTING_DOWN:
+                self._hammer()
+        elif signum in (signal.SIGINT, signal.SIGTERM):
+            self._stop_signals += 1
+            self._stop()
+
+    # Restart.
+
+    def _restart(self) -> None:
+        successor = self._successor
+        if self._is_succeeded and successor is not None:
+            # This process is on its way out; who serves now is the one to restart.
+            successor.signal(signal.SIGHUP)
+        elif self._state is State.SHUTTING_DOWN:
+            log.info("%d Not restarted: the server is shutting down.", os.getpid())
+        elif successor is not None:
+            log.info("%d A restart is under way; another one follows it.", os.getpid())
+            self._wants_restart = True
+        else:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        assert self._acceptor is not None
+        self._wants_restart = False
+        try:
+            self._successor = _Successor(self._acceptor.listener)
+        except OSError as error:
+            log.error("%d Restart failed: can't start the successor: %s", os.getpid(), error)
+            return
+        self._poller.register_level(self._successor.channel.fileno(), self._on_successor)
+        timer = self._successor.boot_timer = _Timer(self._on_boot_timeout)
+        self._set(timer, self._settings.boot_timeout)
+
+    def _on_successor(self) -> None:
+        """The successor has said something, or is gone."""
+        successor = self._successor
+        if successor is None:
+            return
+        is_alive = successor.listen()
+        if successor.is_ready and not self._is_succeeded:
+            self._is_succeeded = True
+            self._poller.deadlines.forget(successor.boot_timer)
+            if self._wants_restart:
+                successor.signal(signal.SIGHUP)
+        if not is_alive:
+            self._forget_successor(successor)
+
+    def _forget_successor(self, successor: _Successor) -> None:
+        self._poller.unregister(successor.channel.fileno())
+        self._poller.deadlines.forget(successor.boot_timer)
+        self._successor = None
+        reason = successor.reap()
+        if self._state is State.SHUTTING_DOWN:
+            log.error("%d Successor %d %s.", os.getpid(), successor.pid, reason)
+            return
+        self._is_succeeded = False
+        log.error(
+            "%d Restart failed: successor %d %s; this process goes on serving.",
+            os.getpid(), successor.pid, reason,
+        )  # fmt: skip
+        if self._wants_restart:
+            self._spawn()
+
+    def _on_boot_timeout(self) -> None:
+        successor = self._successor
+        if successor is not None and not successor.is_ready:
+            log.error(
+                "%d Successor %d was not ready after %g seconds; killing it.",
+                os.getpid(), successor.pid, self._settings.boot_timeout,
+            )  # fmt: skip
+            successor.kill()
+
+    # The end.
+
+    def _stop(self) -> None:
+        # The successor's word may still lie in the channel: it sends the signal right after it.
+        self._on_successor()
+        if self._state is State.SHUTTING_DOWN:
+            # The successor sends one SIGTERM; what goes beyond is somebody in a hurry.
+            if self._stop_signals > (2 if self._is_succeeded else 1):
+                self._hammer()
+            return
+        self._state = State.SHUTTING_DOWN
+        if self._successor is not None and not self._is_succeeded:
+            log.info("%d Stopping successor %d too.", os.getpid(), self._successor.pid)
+            self._successor.kill()
+        assert self._acceptor is not None
+        self._server.lame_duck(self._is_succeeded)
+        log.info("%d %s Listener closed.", os.getpid(), self._acceptor.listener.address)
+        log.info("%d Waiting for connections to finish...", os.getpid())
+        self._set(self._hammer_timer, self._settings.hammer_time)
+        if self._settings.idle_grace:
+            self._set(self._grace_timer, self._settings.idle_grace)
+        else:
+            self._server._retire_connections()
+
+    def _hammer(self) -> None:
+        log.warning("[STOP - Hammer Time] Forcefully shutting down parent")
+        for connection in self._server.connections():
+            request = connection.request
+            if request is not None:
+                log.warning(
+                    "%d Cut: %s %s of %s after %.1f seconds",
+                    os.getpid(), request.method, request.path, connection.peer_name(),
+                    connection.request_age(),
+                )  # fmt: skip
+        self._server.close()
+
+    def _set(self, timer: _Timer, seconds: float) -> None:
+        if seconds:
+            timer.deadline = time.monotonic() + seconds
+            self._poller.schedule(timer)
+
+
+class _Successor:
+    """The process that is to take over: the same command, started anew."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.boot_timer = _Timer(lambda: None)
+        self.is_ready = False
+        ours, theirs = socket.socketpair()
+        try:
+            fd = theirs.fileno()
+            environ = {**os.environ, VARIABLE: f"{os.getpid()}:{fd}"}
+            command = [sys.executable, *sys.orig_argv[1:]]
+            self._process = subprocess.Popen(command, env=environ, pass_fds=[fd])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        self.channel = Channel(ours)
+        try:
+            self.channel.send({"listeners": [listener.requested]}, [listener.fileno()])
+        except OSError:
+            # It died at once; the end of the channel says so.
+            pass
+
+    def listen(self) -> bool:
+        """Take in what it says; False when it is gone."""
+        try:
+            is_open = self.channel.fill()
+            while (record := self.channel.next()) is not None:
+                self.is_ready = self.is_ready or bool(record.data.get("ready"))
+        except HandoverError as error:
+            log.error("%d Successor %d: %s", os.getpid(), self.pid, error)
+            self.kill()
+            return False
+        return is_open
+
+    def signal(self, signum: int) -> None:
+        self._process.send_signal(signum)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def let_go(self) -> None:
+        """This process ends: a successor that is ready lives on, another ends with it."""
+        if not self.is_ready:
+            self.kill()
+            self.reap()
+            return
+        self.channel.close()
+        # Nobody is left to wait for it; without a status Popen would warn of that.
+        self._process.returncode = 0
+
+    def reap(self) -> str:
+        """Wait for a successor that is gone; how it ended."""
+        self.channel.close()
+        status = self._process.wait()
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"exited with status {status}"
+
+
+def _log_to_stderr_by_default() -> None:
+    """Go's log package prints unasked; what signals do must be seen when nobody set up logging."""
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+
+
+def _inherited_listeners(channel: Channel) -> dict[str, Listener]:
+    """The listeners that the old process sends, by the address that was asked for."""
+    try:
+        record = channel.receive(time.monotonic() + INHERIT_TIME)
+    except (TimeoutError, HandoverError) as error:
+        raise RuntimeError(f"can't inherit the listeners: {error}") from error
+    if record is None:
+        return {}
+    names = record.data["listeners"]
+    return {
+        name: Listener(socket.socket(fileno=fd), name)
+        for name, fd in zip(names, record.fds, strict=True)
+    }

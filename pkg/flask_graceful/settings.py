@@ -1,0 +1,91 @@
+"""The settings of a server, declared once.
+
+Owns the table of settings: name, default, unit and help of each. Everything that shows or
+reads settings (keyword arguments, flags, configuration keys, the docs) is generated from it.
+
+Rules: durations are seconds; 0, None and negative numbers switch a limit off. A value that is
+wrong raises here, where the name of the setting is known, and never later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import typing as t
+from dataclasses import dataclass, field, fields
+
+SECONDS = "seconds"
+BYTES = "bytes"
+COUNT = "count"
+
+
+def _setting(default: t.Any, unit: str, help: str) -> t.Any:
+    return field(default=default, metadata={"unit": unit, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a server. Frozen: a running server never changes under a request.
+
+    :raises TypeError: a setting is unknown or of the wrong type.
+    :raises ValueError: a setting is out of range.
+    """
+
+    read_timeout: float = _setting(
+        0, SECONDS, "time to read a whole request, its body included, from the first byte on"
+    )
+    read_header_timeout: float = _setting(
+        0, SECONDS, "time to read the head of a request; off: read_timeout counts"
+    )
+    write_timeout: float = _setting(
+        0, SECONDS, "time from the end of a request's head to the end of its response"
+    )
+    idle_timeout: float = _setting(
+        0, SECONDS, "time that a kept-alive connection may wait; off: read_timeout counts"
+    )
+    max_header_bytes: int = _setting(
+        1 << 20, BYTES, "limit of a request's head; 4096 bytes more are tolerated, as in Go"
+    )
+    threads: int = _setting(32, COUNT, "most requests that run at the same time")
+    hammer_time: float = _setting(
+        60, SECONDS, "time that requests in flight get when the process stops, then they are cut"
+    )
+    idle_grace: float = _setting(
+        1, SECONDS, "time that idle connections may still send a request when the process stops"
+    )
+    boot_timeout: float = _setting(
+        60, SECONDS, "time that a successor may take until it is ready; then it is killed"
+    )
+
+    def __post_init__(self) -> None:
+        for row in fields(self):
+            value = _checked(row.name, row.metadata["unit"], getattr(self, row.name))
+            object.__setattr__(self, row.name, value)
+
+    @classmethod
+    def from_options(cls, options: t.Mapping[str, t.Any]) -> Settings:
+        """Settings from keyword arguments, with a remedy for a misspelt name."""
+        names = [row.name for row in fields(cls)]
+        for name in options:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+                raise TypeError(f"unknown setting {name!r}; {hint}")
+        return cls(**options)
+
+
+def _checked(name: str, unit: str, value: t.Any) -> float | int:
+    if unit == SECONDS:
+        if value is None:
+            return 0.0
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+            raise TypeError(f"{name}: expected a number of seconds, got {value!r}")
+        # A limit that never comes is no limit.
+        return 0.0 if value < 0 or math.isinf(value) else float(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number of {unit}, got {value!r}")
+    if name == "threads" and not 1 <= value <= 10_000:
+        raise ValueError(f"threads: expected 1 to 10000, got {value}")
+    if name == "max_header_bytes" and value <= 0:
+        return 1 << 20
+    return value

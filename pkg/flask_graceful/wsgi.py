@@ -1,0 +1,304 @@
+"""WSGI (PEP 3333): a request to environ, an application's answer to bytes.
+
+Owns the meaning of environ, of `start_response` and of the response's framing. No socket, no
+thread: bytes go out through an injected `send`, a request's body comes in through an injected
+`receive`.
+
+Rules: nothing is sent before the first non-empty block, so that an error can still become a 500.
+A response whose length the application did not say is chunked (HTTP/1.1) or ends with the
+connection (HTTP/1.0). The head and the first block leave in one piece.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+import typing as t
+from email.utils import formatdate
+from urllib.parse import unquote_to_bytes
+
+if t.TYPE_CHECKING:
+    from types import TracebackType
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .http11 import Request
+
+    ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
+
+_STATUS = re.compile(r"[1-9][0-9]{2} [\t -~\x80-\xff]*")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# What says where the body ends; PEP 3333 leaves it to the server.
+_FRAMING_FIELDS = frozenset({"content-length", "transfer-encoding", "connection"})
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")
+
+
+def base_environ(server_name: str, server_port: str, scheme: str, threads: int) -> WSGIEnvironment:
+    """The part of environ that all requests of one listener share."""
+    return {
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": server_name,
+        "SERVER_PORT": server_port,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": threads > 1,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+    }
+
+
+def request_environ(base: WSGIEnvironment, request: Request) -> WSGIEnvironment:
+    """environ of one request, without its input and the client's address.
+
+    `RAW_URI` holds the target as it came, since PATH_INFO is decoded.
+    """
+    environ = base.copy()
+    environ.update(request.fields)
+    path = request.path
+    if "%" in path:
+        path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+    environ["REQUEST_METHOD"] = request.method
+    environ["PATH_INFO"] = path
+    environ["QUERY_STRING"] = request.query
+    environ["RAW_URI"] = request.target
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version else "HTTP/1.0"
+    if request.chunked:
+        # The content is handed on without its framing, and its end is seen as end of file.
+        del environ["HTTP_TRANSFER_ENCODING"]
+    return environ
+
+
+class BodyStream(io.RawIOBase):
+    """A request's body as the application reads it, wrapped by `input_stream`.
+
+    :param receive: gives the next bytes of the body, b"" at its end; raises OSError when the
+        client is gone, silent for too long, or breaks the framing.
+    """
+
+    def __init__(self, receive: t.Callable[[], bytes]) -> None:
+        self._receive = receive
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int:
+        data = self._rest or self._receive()
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        self._rest = data[count:]
+        return count
+
+    def readall(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        return b"".join([rest, *iter(self._receive, b"")])
+
+
+def input_stream(receive: t.Callable[[], bytes] | None) -> t.BinaryIO:
+    """`wsgi.input`: read, readline, readlines and iteration, ending where the body ends."""
+    if receive is None:
+        return io.BytesIO()
+    return io.BufferedReader(BodyStream(receive), 65536)
+
+
+class Response:
+    """What one application call answers, framed for the wire.
+
+    :param send: takes bytes for the client, and whether they are the last ones, which it need not
+        wait for. May raise OSError when the client is gone.
+    :param close_after: asked once, when the head is made: must the connection end after this?
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        send: t.Callable[[bytes, bool], None],
+        close_after: t.Callable[[], bool],
+    ) -> None:
+        self._request = request
+        self._send = send
+        self._close_after = close_after
+        self._status = ""
+        self._headers: list[tuple[str, str]] = []
+        self._bodiless = request.method == "HEAD"
+        self._chunked = False
+        # Bytes that the announced length still allows; None: no length was announced.
+        self._left: int | None = None
+        self.head_sent = False
+        # Set when the head is made: may the connection carry another request?
+        self.keep_alive = False
+
+    def start_response(
+        self,
+        status: str,
+        headers: list[tuple[str, str]],
+        exc_info: ExcInfo | None = None,
+    ) -> t.Callable[[bytes], None]:
+        """PEP 3333's start_response.
+
+        :raises AssertionError: a second call without exc_info.
+        :raises ValueError: a status, name or value that can't go on the wire.
+        """
+        if exc_info is not None:
+            try:
+                if self.head_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self._status:
+            raise AssertionError("start_response was called twice without exc_info")
+        if not _STATUS.fullmatch(status):
+            raise ValueError(f"malformed status {status!r}; expected e.g. '200 OK'")
+        for name, value in headers:
+            if not _VALUE.fullmatch(value) or not _NAME.fullmatch(name):
+                raise ValueError(f"header {name!r}: {value!r} has a character that is not allowed")
+        self._status = status
+        self._headers = headers[:]
+        return self.write
+
+    def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
+        """Call the application and send what it answers, to the end.
+
+        Whatever the application raises comes out; `close()` of its iterable is called always.
+        """
+        blocks = app(environ, t.cast("StartResponse", self.start_response))
+        try:
+            only = _is_single(blocks)
+            for block in blocks:
+                if block:
+                    if self.head_sent:
+                        self._send_block(block)
+                    else:
+                        self._send_first(block, len(block) if only else None)
+            self.finish()
+        finally:
+            close = getattr(blocks, "close", None)
+            if close is not None:
+                close()
+
+    def write(self, data: bytes) -> None:
+        """The imperative `write()` of PEP 3333."""
+        if self.head_sent:
+            self._send_block(data)
+        elif data:
+            self._send_first(data, None)
+
+    def finish(self) -> None:
+        """The application has answered: send what closes the response."""
+        if not self.head_sent:
+            self._send_first(b"", 0)
+        if self._chunked:
+            self._send(b"0\r\n\r\n", True)
+        elif self._left:
+            # Fewer bytes than announced: only the end of the connection says so (row R8).
+            self.keep_alive = False
+
+    def fail(self) -> None:
+        """Answer 500; only while nothing was sent."""
+        self._status = "500 Internal Server Error"
+        self._headers = [("Content-Type", "text/plain; charset=utf-8")]
+        body = b"Internal Server Error\n"
+        self._send_first(body, len(body))
+
+    def _send_first(self, block: bytes, length: int | None) -> None:
+        if not self._status:
+            raise AssertionError("the application sent data before it called start_response")
+        head = self._head(length)
+        self.head_sent = True
+        self._send(head + self._framed(block), self._is_complete())
+
+    def _send_block(self, block: bytes) -> None:
+        data = self._framed(block)
+        if data:
+            self._send(data, self._is_complete())
+
+    def _is_complete(self) -> bool:
+        return self._bodiless or self._left == 0
+
+    def _framed(self, block: bytes) -> bytes:
+        if self._bodiless or not block:
+            return b""
+        if self._left is not None:
+            if len(block) > self._left:
+                # Row R9: no part of a block that is too long.
+                raise ValueError("the application sent more than its Content-Length")
+            self._left -= len(block)
+            return block
+        return b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block
+
+    def _head(self, length: int | None) -> bytes:
+        """The status line and header fields (RFC 9112, sections 6 and 9)."""
+        lines = [("HTTP/1.1 " if self._request.version else "HTTP/1.0 ") + self._status]
+        close = not self._request.keep_alive or self._close_after()
+        dated = False
+        for name, value in self._headers:
+            key = name.lower()
+            if key in _FRAMING_FIELDS:
+                close = self._read_framing_field(key, value) or close
+                continue
+            if key == "date":
+                dated = True
+            lines.append(f"{name}: {value}")
+        if not dated:
+            lines.append(_date_line())
+        lines += self._framing(length)
+        if not self._bodiless and self._left is None and not self._chunked:
+            close = True
+        if close:
+            lines.append("Connection: close")
+        elif not self._request.version:
+            lines.append("Connection: keep-alive")
+        self.keep_alive = not close
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("latin-1")
+
+    def _read_framing_field(self, key: str, value: str) -> bool:
+        """A field that this class sends itself; does it ask for the connection's end?"""
+        if key == "content-length":
+            if self._left is not None or not (value.isascii() and value.isdigit()):
+                raise ValueError(f"malformed Content-Length {value!r}")
+            self._left = int(value)
+        return key == "connection" and "close" in map(str.strip, value.lower().split(","))
+
+    def _framing(self, length: int | None) -> list[str]:
+        """Decide how the end of the body is told; the lines that tell it."""
+        code = self._status[:3]
+        if code[0] == "1" or code in ("204", "304"):
+            self._bodiless = True
+            self._left = None
+            return []
+        if self._left is None:
+            self._left = None if self._bodiless else length
+        if self._left is not None:
+            lines = [f"Content-Length: {self._left}"]
+            if self._bodiless:
+                self._left = None
+            return lines
+        if not self._bodiless and self._request.version:
+            self._chunked = True
+            return ["Transfer-Encoding: chunked"]
+        return []
+
+
+def _is_single(blocks: t.Iterable[bytes]) -> bool:
+    """PEP 3333: an iterable with a length of 1 is the whole response."""
+    try:
+        return len(blocks) == 1  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+_date: tuple[int, str] = (0, "")
+
+
+def _date_line() -> str:
+    """The Date field, made once a second."""
+    global _date
+    now = int(time.time())
+    if _date[0] != now:
+        _date = (now, "Date: " + formatdate(now, usegmt=True))
+    return _date[1]
