@@ -1,12 +1,11 @@
-"""HTTP/1.1 requests from bytes (RFC 9110, RFC 9112).
+"""The heads of HTTP/1.1 requests, from bytes (RFC 9110, RFC 9112).
 
-Owns the framing of what clients send: where a head ends, what it says, how long its body is,
-and whether the connection may carry another request. No socket, no thread, no clock.
+Owns where a head ends, what it says, how its body is framed, and whether the connection may carry
+another request. No socket, no thread, no clock.
 
 Strategy: `HeadBuffer` collects bytes until a head is complete. `HeadParser` reads the request
 line itself, since llhttp knows only registered methods, and leaves the field lines to httptools.
-A body decoder then takes the body's bytes out of the same buffer; what remains in it is the next
-request.
+What remains in the buffer is the body (see `body`), then the next request.
 
 Rules: whatever could be read in two ways is refused (request smuggling). A `ProtocolError` says
 which status answers it; after one the connection carries nothing more.
@@ -15,15 +14,13 @@ which status answers it; after one the connection carries nothing more.
 from __future__ import annotations
 
 import re
-import typing as t
 
 import httptools
 
+from .errors import ProtocolError
+
 # What a head may be longer than max_header_bytes, as in Go (spec row P1).
 HEAD_SLACK = 4096
-# A chunk's size line, and the trailer section as a whole (rows B5, B6).
-MAX_CHUNK_LINE = 4096
-MAX_TRAILERS = 4096
 
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])"
@@ -34,25 +31,6 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\d*)?"
 )
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_CHUNK_LINE = re.compile(
-    rb"([0-9A-Fa-f]{1,16})[ \t]*"
-    rb"(?:;[ \t]*" + _TOKEN + rb"[ \t]*(?:=[ \t]*(?:" + _TOKEN + rb'|"(?:[\t !#-\[\]-~\x80-\xff]'
-    rb'|\\[\t -~\x80-\xff])*")[ \t]*)?)*'
-)
-_TRAILER_LINE = re.compile(_TOKEN + rb":[\t -~\x80-\xff]*")
-
-
-class ProtocolError(Exception):
-    """A request that has to be refused.
-
-    :param message: what was wrong, for the client and the log.
-    :param status: the status line's code and phrase that answers it.
-    """
-
-    def __init__(self, message: str, status: str = "400 Bad Request") -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Request:
@@ -296,118 +274,3 @@ def _content_length(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= 1 << 63:
         raise ProtocolError("malformed Content-Length header")
     return int(text)
-
-
-class BodyDecoder(t.Protocol):
-    """Takes the body of a request out of the bytes received."""
-
-    done: bool
-
-    def decode(self, data: bytearray) -> bytes:
-        """Remove what belongs to the body from the front of `data`; the content that was in it.
-
-        :raises ProtocolError: the body breaks a rule.
-        """
-
-    def remaining(self) -> int | None:
-        """The bytes still to come; None when that is unknown."""
-
-
-class LengthDecoder:
-    """A body whose length was announced (RFC 9112, section 6.2)."""
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self.done = length == 0
-
-    def decode(self, data: bytearray) -> bytes:
-        content = bytes(data[: self._left])
-        del data[: len(content)]
-        self._left -= len(content)
-        self.done = self._left == 0
-        return content
-
-    def remaining(self) -> int | None:
-        return self._left
-
-
-class ChunkedDecoder:
-    """A chunked body (RFC 9112, section 7.1). Trailers are checked and dropped."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self._step = self._size_line
-        self._left = 0
-        self._scanned = 0
-        self._trailers = 0
-
-    def decode(self, data: bytearray) -> bytes:
-        parts: list[bytes] = []
-        while not self.done and self._step(data, parts):
-            pass
-        return b"".join(parts)
-
-    def remaining(self) -> int | None:
-        return 0 if self.done else None
-
-    def _size_line(self, data: bytearray, parts: list[bytes]) -> bool:
-        line = self._line(data, MAX_CHUNK_LINE)
-        if line is None:
-            return False
-        match = _CHUNK_LINE.fullmatch(line)
-        if match is None:
-            raise ProtocolError("malformed chunk size")
-        self._left = int(match[1], 16)
-        self._step = self._content if self._left else self._trailer
-        return True
-
-    def _content(self, data: bytearray, parts: list[bytes]) -> bool:
-        part = bytes(data[: self._left])
-        del data[: len(part)]
-        self._left -= len(part)
-        parts.append(part)
-        if self._left:
-            return False
-        self._step = self._content_end
-        return True
-
-    def _content_end(self, data: bytearray, parts: list[bytes]) -> bool:
-        if not b"\r\n".startswith(bytes(data[:2])):
-            raise ProtocolError("chunk longer than its size")
-        if len(data) < 2:
-            return False
-        del data[:2]
-        self._step = self._size_line
-        return True
-
-    def _trailer(self, data: bytearray, parts: list[bytes]) -> bool:
-        line = self._line(data, MAX_TRAILERS - self._trailers)
-        if line is None:
-            return False
-        if not line:
-            self.done = True
-            return False
-        self._trailers += len(line) + 2
-        if not _TRAILER_LINE.fullmatch(line):
-            raise ProtocolError("malformed trailer")
-        return True
-
-    def _line(self, data: bytearray, limit: int) -> bytes | None:
-        """A line without its CRLF. A CR or LF alone in it is left for the grammar to refuse."""
-        end = data.find(b"\r\n", self._scanned)
-        if end > limit or (end < 0 and len(data) > limit):
-            raise ProtocolError("suspiciously long line in a chunked body")
-        if end < 0:
-            self._scanned = max(0, len(data) - 1)
-            return None
-        line = bytes(data[:end])
-        del data[: end + 2]
-        self._scanned = 0
-        return line
-
-
-def body_decoder(request: Request) -> BodyDecoder | None:
-    """The decoder that a request's body needs; None when it has no body."""
-    if request.chunked:
-        return ChunkedDecoder()
-    return LengthDecoder(request.length) if request.length else None

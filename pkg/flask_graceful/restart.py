@@ -18,18 +18,16 @@ import enum
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import typing as t
 from collections import deque
 
-from .handover import VARIABLE, Channel, HandoverError, claim_channel
+from .handover import Channel, claim_channel
 from .listeners import Listener, listen
 from .poller import NEVER, Deadlines, Signals, new_poller
 from .server import Server, ServerClosed
+from .successor import Successor, inherit_listeners
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -51,8 +49,6 @@ SIGNALS = {
 _HUP = getattr(signal, "SIGHUP", None)
 _USR2 = getattr(signal, "SIGUSR2", None)
 
-# How long a successor waits for its listeners; they are on their way before it starts.
-INHERIT_TIME = 10.0
 
 # Taken at import, so that the application and its children never see the variable.
 _parent_channel = claim_channel(os.environ)
@@ -164,11 +160,12 @@ class _Life:
         self._acceptor: Acceptor | None = None
         # The old process, as long as it lives; this process is its successor.
         self._parent: Channel | None = None
-        self._successor: _Successor | None = None
+        self._successor: Successor | None = None
         # The successor is ready and has the listeners: this process only finishes its requests.
         self._is_succeeded = False
         self._wants_restart = False
         self._stop_signals = 0
+        self._boot_timer = _Timer(self._on_boot_timeout)
         self._grace_timer = _Timer(server._retire_connections)
         self._hammer_timer = _Timer(self._hammer)
 
@@ -220,7 +217,7 @@ class _Life:
         """Get the listener, run the hooks, accept, and tell the old process if there is one."""
         global _parent_channel
         channel, _parent_channel = _parent_channel, None
-        inherited = _inherited_listeners(channel) if channel else {}
+        inherited = inherit_listeners(channel) if channel else {}
         listener = inherited.pop(self._server.address.text, None) or listen(self._server.address)
         for unclaimed in inherited.values():
             unclaimed.close(unlink=False)
@@ -295,13 +292,12 @@ class _Life:
         assert self._acceptor is not None
         self._wants_restart = False
         try:
-            self._successor = _Successor(self._acceptor.listener)
+            self._successor = Successor(self._acceptor.listener)
         except OSError as error:
             log.error("%d Restart failed: can't start the successor: %s", os.getpid(), error)
             return
         self._poller.register_level(self._successor.channel.fileno(), self._on_successor)
-        timer = self._successor.boot_timer = _Timer(self._on_boot_timeout)
-        self._set(timer, self._settings.boot_timeout)
+        self._set(self._boot_timer, self._settings.boot_timeout)
 
     def _on_successor(self) -> None:
         """The successor has said something, or is gone."""
@@ -311,15 +307,15 @@ class _Life:
         is_alive = successor.listen()
         if successor.is_ready and not self._is_succeeded:
             self._is_succeeded = True
-            self._poller.deadlines.forget(successor.boot_timer)
+            self._poller.deadlines.forget(self._boot_timer)
             if self._wants_restart:
                 successor.signal(signal.SIGHUP)
         if not is_alive:
             self._forget_successor(successor)
 
-    def _forget_successor(self, successor: _Successor) -> None:
+    def _forget_successor(self, successor: Successor) -> None:
         self._poller.unregister(successor.channel.fileno())
-        self._poller.deadlines.forget(successor.boot_timer)
+        self._poller.deadlines.forget(self._boot_timer)
         self._successor = None
         reason = successor.reap()
         if self._state is State.SHUTTING_DOWN:
@@ -369,12 +365,13 @@ class _Life:
     def _hammer(self) -> None:
         log.warning("[STOP - Hammer Time] Forcefully shutting down parent")
         for connection in self._server.connections():
-            request = connection.request
-            if request is not None:
+            running = connection.running()
+            if running is not None:
+                request, age = running
                 log.warning(
                     "%d Cut: %s %s of %s after %.1f seconds",
                     os.getpid(), request.method, request.path, connection.peer_name(),
-                    connection.request_age(),
+                    age,
                 )  # fmt: skip
         self._server.close()
 
@@ -384,85 +381,8 @@ class _Life:
             self._poller.schedule(timer)
 
 
-class _Successor:
-    """The process that is to take over: the same command, started anew."""
-
-    def __init__(self, listener: Listener) -> None:
-        self.boot_timer = _Timer(lambda: None)
-        self.is_ready = False
-        ours, theirs = socket.socketpair()
-        try:
-            fd = theirs.fileno()
-            environ = {**os.environ, VARIABLE: f"{os.getpid()}:{fd}"}
-            command = [sys.executable, *sys.orig_argv[1:]]
-            self._process = subprocess.Popen(command, env=environ, pass_fds=[fd])
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self.pid = self._process.pid
-        self.channel = Channel(ours)
-        try:
-            self.channel.send({"listeners": [listener.requested]}, [listener.fileno()])
-        except OSError:
-            # It died at once; the end of the channel says so.
-            pass
-
-    def listen(self) -> bool:
-        """Take in what it says; False when it is gone."""
-        try:
-            is_open = self.channel.fill()
-            while (record := self.channel.next()) is not None:
-                self.is_ready = self.is_ready or bool(record.data.get("ready"))
-        except HandoverError as error:
-            log.error("%d Successor %d: %s", os.getpid(), self.pid, error)
-            self.kill()
-            return False
-        return is_open
-
-    def signal(self, signum: int) -> None:
-        self._process.send_signal(signum)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def let_go(self) -> None:
-        """This process ends: a successor that is ready lives on, another ends with it."""
-        if not self.is_ready:
-            self.kill()
-            self.reap()
-            return
-        self.channel.close()
-        # Nobody is left to wait for it; without a status Popen would warn of that.
-        self._process.returncode = 0
-
-    def reap(self) -> str:
-        """Wait for a successor that is gone; how it ended."""
-        self.channel.close()
-        status = self._process.wait()
-        if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
-        return f"exited with status {status}"
-
-
 def _log_to_stderr_by_default() -> None:
     """Go's log package prints unasked; what signals do must be seen when nobody set up logging."""
     if not log.hasHandlers():
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
-
-
-def _inherited_listeners(channel: Channel) -> dict[str, Listener]:
-    """The listeners that the old process sends, by the address that was asked for."""
-    try:
-        record = channel.receive(time.monotonic() + INHERIT_TIME)
-    except (TimeoutError, HandoverError) as error:
-        raise RuntimeError(f"can't inherit the listeners: {error}") from error
-    if record is None:
-        return {}
-    names = record.data["listeners"]
-    return {
-        name: Listener(socket.socket(fileno=fd), name)
-        for name, fd in zip(names, record.fds, strict=True)
-    }

@@ -24,6 +24,7 @@ if t.TYPE_CHECKING:
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from .errors import ProtocolError
     from .http11 import Request
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
@@ -282,6 +283,16 @@ class Response:
             self._chunked = True
             return ["Transfer-Encoding: chunked"]
         return []
+
+
+def refusal(error: ProtocolError) -> bytes:
+    """The answer to a request that no application sees."""
+    body = f"{error.status}: {error}\n".encode("latin-1", "replace")
+    head = (
+        f"HTTP/1.1 {error.status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + body
 
 
 def _is_single(blocks: t.Iterable[bytes]) -> bool:

@@ -1,0 +1,74 @@
+"""The architecture, enforced: who may import whom, and how large a module may grow."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
+
+# From the ground up: a module imports only what stands before it. The table in docs/design.md.
+FLOORS = [
+    ["settings", "errors"],
+    ["body", "http11", "wsgi"],
+    ["listeners", "poller"],
+    ["wire", "exchange", "crew", "connection", "handover"],
+    ["server"],
+    ["successor", "restart"],
+    ["__init__"],
+]
+ORDER = [module for floor in FLOORS for module in floor]
+# Modules without sockets and threads.
+PURE = set(FLOORS[0] + FLOORS[1])
+IMPURE = {"socket", "threading", "select", "selectors", "signal", "subprocess", "os"}
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """What a module imports at run time: of the package, and from elsewhere."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "t.TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    inner: set[str] = set()
+    outer: set[str] = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inner |= {node.module} if node.module else {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            outer.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            outer |= {name.name.split(".")[0] for name in node.names}
+    return inner, outer
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) == set(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    inner, outer = imports(module)
+    assert inner <= set(ORDER[: ORDER.index(module)]), inner
+    assert not outer & {"flask", "werkzeug", "click", "blog", "routers", "pkg"}, outer
+    if module in PURE:
+        assert not outer & IMPURE, outer
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_fits_a_head_and_functions_a_screen(module: str) -> None:
+    text = (PACKAGE / f"{module}.py").read_text()
+    assert len(text.splitlines()) <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 60, f"{module}.{node.name} has {length} lines"
+            assert ast.get_docstring(node) or length <= 30, f"{module}.{node.name} says nothing"
