@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from flask_graceful.body import body_decoder
 from flask_graceful.errors import ProtocolError
@@ -96,7 +98,10 @@ INVALID = {
     "P13 empty name": (b"GET / HTTP/1.1\r\n" + HOST + b": v\r\n\r\n", 400),
     "B2 +3": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: +3\r\n\r\nabc", 400),
     "B2 1_0": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1_0\r\n\r\nabc", 400),
-    "B2 2^63": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9223372036854775808\r\n\r\n", 400),
+    "B2 2^63": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9223372036854775808\r\n\r\n",
+        400,
+    ),
     "B2 twice": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n" * 2 + b"\r\nabc", 400),
     "B3 gzip": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 501),
     "B3 list": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
@@ -129,6 +134,18 @@ def test_what_could_be_read_in_two_ways_is_refused(name: str, step: int) -> None
     with pytest.raises(ProtocolError) as caught:
         read(data, step)
     assert caught.value.status.startswith(str(status))
+
+
+def test_a_parser_carries_nothing_from_one_head_to_the_next() -> None:
+    parser = HeadParser()
+    plain = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    heads = [data for data, _ in VALID.values()] + [data for data, _ in INVALID.values()]
+    heads += [plain[:-2] + line + b"\r\n\r\n" for line in (b"Connection: close", b"Upgrade: x")]
+    heads += [plain[:-2] + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"]
+    for head in heads:
+        with contextlib.suppress(ProtocolError):
+            parser.parse(head.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+        assert parser.parse(plain).fields == {"HTTP_HOST": "a"}
 
 
 def test_fields_have_cgi_names_and_join_in_order() -> None:

@@ -281,7 +281,7 @@ def test_S10_S14_timeout_kills_nothing_and_close_cuts(running: Start) -> None:
     with one.connect().send(GET) as client, one.connect().send(GET) as other:
         gate.wait()
         gate.wait()
-        with pytest.raises(ShutdownTimeout, match="2 connections still active after 0.05 s"):
+        with pytest.raises(ShutdownTimeout, match=r"2 connections still active after 0\.05 s"):
             one.server.shutdown(timeout=0.05)
         assert not client.is_closed(0.05)
         one.server.close()
@@ -323,7 +323,12 @@ def test_S15_connections_in_the_accept_queue_are_served() -> None:
     sock.listen(128)
     # Whoever connects before serve() is in the queue.
     clients = [Client(sock.getsockname()).send(GET) for _ in range(50)]
-    thread = threading.Thread(target=lambda: pytest.raises(ServerClosed, server.serve, sock))
+
+    def serve() -> None:
+        with pytest.raises(ServerClosed):
+            server.serve(sock)
+
+    thread = threading.Thread(target=serve)
     thread.start()
     wait_until(lambda: server.connections() or not thread.is_alive(), "serving")
     server.shutdown()

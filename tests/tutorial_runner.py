@@ -195,9 +195,9 @@ class Terminal:
                     f"--- what it was compared with:\n{pattern.pattern}"
                 )
         self._read += match.end()
-        last_line = match[0].rstrip("\n").rpartition("\n")[2]
         # What is printed behind a prompt takes it away, until Enter is pressed.
-        self._lost_prompt = last_line.startswith(PROMPT) or (self._lost_prompt and not match[0])
+        lost = self._lost_prompt or re.search(rf"^{re.escape(PROMPT)}", match[0], re.MULTILINE)
+        self._lost_prompt = bool(lost) and not self.unread.startswith(PROMPT)
         return match
 
     def type(self, command: str) -> None:
@@ -216,7 +216,7 @@ class Terminal:
         self._send(b"\x03")
 
     def is_at_prompt(self) -> bool:
-        self._receive(0)
+        self._receive(time.monotonic() + 0.02)
         return self._lost_prompt or self.unread.endswith(PROMPT)
 
     def close(self) -> None:
@@ -282,6 +282,8 @@ def play(document: Path, directory: Path) -> None:
             for step in read_steps(block):
                 where = f"{document.name}:{step.line}"
                 if step.command is not None:
+                    if PORT in step.command:
+                        _wait_for_server(port, where)
                     terminal.type(values.substitute(step.command))
                 if step.interrupts:
                     _wait_for_clients(others, port, where)
@@ -296,18 +298,28 @@ def play(document: Path, directory: Path) -> None:
             terminal.close()
 
 
+def _wait_for_server(port: int, where: str) -> None:
+    """A command that names the port is typed when somebody listens there."""
+    deadline = time.monotonic() + DEADLINE
+    while not _has_socket(port, "0A"):
+        if time.monotonic() > deadline:
+            raise TutorialError(f"{where}: nobody listens on the port")
+        time.sleep(0.01)
+
+
 def _wait_for_clients(terminals: list[Terminal], port: int, where: str) -> None:
     """A key is pressed when the commands in the other terminals are at work, or through."""
     deadline = time.monotonic() + DEADLINE
-    while not (all(t.is_at_prompt() for t in terminals) or _is_connected(port)):
+    while not (all(t.is_at_prompt() for t in terminals) or _has_socket(port, "01")):
         if time.monotonic() > deadline:
             raise TutorialError(f"{where}: no client has connected")
 
 
-def _is_connected(port: int) -> bool:
-    established = re.compile(rf"^ *\d+: [0-9A-F]+:{port:04X} [0-9A-F:]+ 01 ", re.MULTILINE)
+def _has_socket(port: int, state: str) -> bool:
+    """Is there a local TCP socket in the state, as the kernel numbers them?"""
+    row = re.compile(rf"^ *\d+: [0-9A-F]+:{port:04X} [0-9A-F:]+ {state} ", re.MULTILINE)
     tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
-    return any(established.search(table.read_text()) for table in tables if table.exists())
+    return any(row.search(table.read_text()) for table in tables if table.exists())
 
 
 def _session_members(leader: int) -> list[int]:

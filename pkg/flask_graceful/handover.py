@@ -139,12 +139,27 @@ def claim_channel(environ: t.MutableMapping[str, str]) -> Channel | None:
     parent, _, fd = value.partition(":")
     if not (parent.isdigit() and fd.isdigit()):
         return None
-    if int(parent) != os.getppid():
-        # Either the parent is gone, and the end of the channel says the same; or this is the
-        # grandchild of a process that did not clean its environment.
-        return None
     try:
-        os.set_inheritable(int(fd), False)
-        return Channel(socket.socket(fileno=int(fd)))
+        sock = socket.socket(fileno=int(fd))
     except OSError:
         return None
+    if not _is_from(sock, int(parent)):
+        sock.detach()
+        return None
+    sock.set_inheritable(False)
+    return Channel(sock)
+
+
+def _is_from(sock: socket.socket, parent: int) -> bool:
+    """Was this socket made by that process? It may have died since.
+
+    A process may find the variable in its environment by accident, as the grandchild of one that
+    did not clean it; the number then means another file.
+    """
+    if sock.family != socket.AF_UNIX:
+        return False
+    if not hasattr(socket, "SO_PEERCRED"):
+        return parent == os.getppid()
+    credentials = struct.Struct("3i")
+    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return bool(credentials.unpack(peer)[0] == parent)

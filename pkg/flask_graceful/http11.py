@@ -144,8 +144,6 @@ class HeadParser:
         request.fields = self._parse_fields(head, line_end)
         _read_target(request, target.decode("latin-1"))
         _read_framing(request)
-        if request.length or request.chunked:
-            self._renew()
         return request
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -174,6 +172,13 @@ class HeadParser:
                 raise cause from None
             _refuse_coding(fields)
             raise ProtocolError(f"malformed header: {error}") from error
+        if (
+            "CONTENT_LENGTH" in fields
+            or "HTTP_TRANSFER_ENCODING" in fields
+            or "HTTP_CONNECTION" in fields
+        ):
+            # llhttp now waits for a body, or takes nothing more on a connection that closes.
+            self._renew()
         fields.pop("", None)
         return fields
 
