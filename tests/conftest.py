@@ -218,11 +218,17 @@ class Client:
         return content
 
 
+def ready(environ: t.Any, start_response: t.Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return []
+
+
 class Running:
     """A `Server` in this process, on a free port, and how its serve() ended."""
 
     def __init__(self, app: t.Any, **options: t.Any) -> None:
-        self.server = Server("127.0.0.1:0", app, **options)
+        self.server = Server("127.0.0.1:0", ready, **options)
+        self.server.conn_state = None
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         sock.listen(128)
@@ -230,6 +236,12 @@ class Running:
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, args=(sock,))
         self._thread.start()
+        with self.connect() as client:
+            # Served: a shutdown from here on is not one before serve().
+            client.get("/ready", "Connection: close\r\n")
+            wait_until(lambda: not self.server.connections(), "the first connection closed")
+        self.server.app = app
+        self.server.conn_state = options.get("conn_state")
 
     def connect(self) -> Client:
         return Client(self.address)

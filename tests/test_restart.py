@@ -282,8 +282,8 @@ def test_E6_nothing_of_ours_is_in_the_environment(program: t.Callable[..., Live]
     one.wait_pids(1)
     os.kill(one.pid, signal.SIGHUP)
     one.wait_for("Server err: ")
-    assert b"GRACEFUL" not in ask(one.port, "/environ")
-    assert b"GRACEFUL" not in ask(one.port, "/children")
+    assert b"GRACEFUL_PARENT" not in ask(one.port, "/environ")
+    assert b"GRACEFUL_PARENT" not in ask(one.port, "/children")
 
 
 def test_E3_usr1_and_tstp_are_logged_and_do_nothing_else(program: t.Callable[..., Live]) -> None:

@@ -295,6 +295,8 @@ def test_S11_only_idle_connections_and_no_time_is_no_error(running: Start) -> No
     one = running(hello)
     with one.connect() as client:
         client.get()
+        (connection,) = one.server.connections()
+        wait_until(lambda: connection.state is ConnState.IDLE, "idle")
         one.server.shutdown(timeout=0)
 
 

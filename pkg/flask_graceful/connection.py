@@ -181,7 +181,7 @@ class Connection:
                 else:
                     self._park()
         finally:
-            self._claim.release()
+            self._let_go()
 
     def abort(self) -> None:
         """Cut the connection, whatever it does. The application is not interrupted."""
@@ -189,7 +189,7 @@ class Connection:
             try:
                 self._end()
             finally:
-                self._claim.release()
+                self._let_go()
         else:
             self._wire.cut()
 
@@ -210,7 +210,13 @@ class Connection:
             self.deadline = min(self.deadline, since + new_grace)
             self._park()
         finally:
-            self._claim.release()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give the claim back, outside `handle`; an event that came meanwhile is not lost."""
+        self._claim.release()
+        if self._look_again:
+            self._host.crew.post(self)
 
     # What an owner does when it has claimed the connection.
 

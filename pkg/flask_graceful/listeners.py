@@ -25,6 +25,9 @@ _TCP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]]*)):([0-9]{1,5}
 class ListenError(OSError):
     """An address can't be listened on; the message names it, and who holds it where known."""
 
+    def __str__(self) -> str:
+        return self.strerror or ""
+
 
 class Address(t.NamedTuple):
     """An address as asked for. `path` is set for Unix sockets, host and port for TCP."""

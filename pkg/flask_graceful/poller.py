@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 import select
 import selectors
 import signal
@@ -323,8 +324,9 @@ class SelectorPoller(Poller):
 
 
 def new_poller() -> Poller:
-    """The best poller of this system."""
-    return EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
+    """The best poller of this system; the portable one when FLASK_GRACEFUL_POLLER asks for it."""
+    is_portable = os.environ.get("FLASK_GRACEFUL_POLLER") == "portable"
+    return SelectorPoller() if is_portable or not hasattr(select, "epoll") else EpollPoller()
 
 
 def wait_ready(sock: socket.socket, write: bool, deadline: float) -> bool:
