@@ -1,7 +1,7 @@
 """The blog API on a graceful server: the article's main.go.
 
-    kill -1 PID     starts the code anew; the API answers all the while
-    kill PID        stops after the requests in flight
+kill -1 PID     starts the code anew; the API answers all the while
+kill PID        stops after the requests in flight
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Values:
     def __init__(self, blocks: list[Block], known: dict[str, str]) -> None:
         self._known = dict(known)
         names = {pid for block in blocks for pid in PID.findall(block.text)} | set(known)
-        self._names = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names))
+        self._names = "|".join(rf"(?<!\d){re.escape(name)}(?!\d)" for name in sorted(names))
 
     def substitute(self, text: str) -> str:
         return re.sub(self._names, lambda match: self._known[match[0]], text)
@@ -176,6 +176,9 @@ class Terminal:
             self._lost_prompt = False
             # Only now may it close: a terminal that nobody has open hangs up.
             self.expect(re.compile(rf"(?={re.escape(PROMPT)})"), "the first prompt")
+        except TutorialError:
+            self.close()
+            raise
         finally:
             os.close(slave)
 
@@ -190,10 +193,7 @@ class Terminal:
         deadline = time.monotonic() + DEADLINE
         while (match := pattern.match(self.unread)) is None:
             if not self._receive(deadline):
-                raise TutorialError(
-                    f"{what}\n--- the terminal shows instead:\n{self.unread}\n"
-                    f"--- what it was compared with:\n{pattern.pattern}"
-                )
+                raise TutorialError(f"{what}\n--- the terminal shows instead:\n{self.unread}")
         self._read += match.end()
         # What is printed behind a prompt takes it away, until Enter is pressed.
         lost = self._lost_prompt or re.search(rf"^{re.escape(PROMPT)}", match[0], re.MULTILINE)
@@ -212,7 +212,13 @@ class Terminal:
         self.expect(re.compile(re.escape(line) + " ?\n"), f"the echo of {command!r}")
         self._lost_prompt = False
 
-    def interrupt(self) -> None:
+    def interrupt(self, is_prompt: bool) -> None:
+        """Press ctrl+c at the prompt, or when the shell has handed the terminal over."""
+        deadline = time.monotonic() + DEADLINE
+        while not is_prompt and not self._is_running_command():
+            if time.monotonic() > deadline:
+                raise TutorialError("no command runs that ctrl+c could end")
+            time.sleep(0.01)
         self._send(b"\x03")
 
     def is_at_prompt(self) -> bool:
@@ -234,6 +240,15 @@ class Terminal:
         self._shell.kill()
         self._shell.wait()
         os.close(self._master)
+
+    def _is_running_command(self) -> bool:
+        """Is another program in the foreground, and no longer a copy of the shell?"""
+        foreground = os.tcgetpgrp(self._master)
+        try:
+            program = os.readlink(f"/proc/{foreground}/exe")
+        except OSError:
+            return False
+        return program != os.readlink(f"/proc/{self._shell.pid}/exe")
 
     def _send(self, keys: bytes) -> None:
         os.write(self._master, keys)
@@ -287,7 +302,7 @@ def play(document: Path, directory: Path) -> None:
                     terminal.type(values.substitute(step.command))
                 if step.interrupts:
                     _wait_for_clients(others, port, where)
-                    terminal.interrupt()
+                    terminal.interrupt(is_prompt=step.output[0].startswith(PROMPT))
                 text = "\n".join(step.output)
                 values.learn(terminal.expect(values.pattern(step.output), f"{where}:\n{text}"))
         for name, terminal in terminals.items():
