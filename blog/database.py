@@ -189,6 +189,12 @@ def _make_tables() -> None:
             username, password = FIRST_USER
             hashed = generate_password_hash(password)
             connection.execute(insert(models.auth).values(username=username, password=hashed))
+            if context().settings.run_mode == "release":
+                current_app.logger.warning(
+                    "user %s has the tutorial's password; set another: python -m blog.user %s",
+                    username,
+                    username,
+                )
 
 
 def _missing_tables(bind: Engine | Connection) -> list[str]:

@@ -87,6 +87,8 @@ class Host(t.Protocol):
     crew: Crew
     # False: each response is its connection's last.
     keeps_alive: bool
+    # True: who has nothing to ask any more is sent away.
+    closes_idle: bool
 
     def on_state(self, connection: Connection, state: ConnState) -> None:
         """The connection is in a new state."""
@@ -152,13 +154,7 @@ class Connection:
         """The poller has seen something on the socket, or somebody asks to look."""
         if mask & HANGUP:
             self._wire.hung_up = True
-        while True:
-            if not self._claim.acquire(False):
-                self._look_again = True
-                # The owner may have looked for the last time before the note was made.
-                if not self._claim.acquire(False):
-                    return
-            self._look_again = False
+        while self._claim_or_note():
             try:
                 self._step()
             except Exception:
@@ -185,35 +181,39 @@ class Connection:
 
     def abort(self) -> None:
         """Cut the connection, whatever it does. The application is not interrupted."""
-        if self._claim.acquire(False):
+        # First, so that an owner who looks again finds the end.
+        self._wire.cut()
+        if self._claim_or_note():
             try:
                 self._end()
             finally:
                 self._let_go()
-        else:
-            self._wire.cut()
 
-    def retire(self, new_grace: float = NEW_GRACE) -> None:
-        """The server shuts down: close if idle; bytes that were received are not idle."""
-        if not self._claim.acquire(False):
+    def retire(self) -> None:
+        """The server closes what is idle. Bytes that were received are not idle."""
+        if not self._claim_or_note():
             return
         try:
-            if self._phase is not _Phase.HEAD:
-                return
-            if self.state is ConnState.IDLE and not self._wire.inbox.data:
+            if self._phase is _Phase.HEAD:
                 if self._wire.has_input():
                     self._host.crew.post(self)
                 else:
-                    self._end()
-                return
-            since = self.accepted if self.state is ConnState.NEW else time.monotonic()
-            self.deadline = min(self.deadline, since + new_grace)
-            self._park()
+                    self._rest_of_idle_life()
         finally:
             self._let_go()
 
+    def _claim_or_note(self) -> bool:
+        """Become the owner; or leave a note, so that the owner looks again before it goes."""
+        if not self._claim.acquire(False):
+            self._look_again = True
+            # The owner may have looked for the last time before the note was made.
+            if not self._claim.acquire(False):
+                return False
+        self._look_again = False
+        return True
+
     def _let_go(self) -> None:
-        """Give the claim back, outside `handle`; an event that came meanwhile is not lost."""
+        """Give the claim back, outside `handle`; what was noted meanwhile is not lost."""
         self._claim.release()
         if self._look_again:
             self._host.crew.post(self)
@@ -262,8 +262,19 @@ class Connection:
             self._serve(request)
         elif data == b"":
             self._end()
+        elif self._host.closes_idle:
+            self._rest_of_idle_life()
         else:
             self._await_rest_of_head()
+
+    def _rest_of_idle_life(self) -> None:
+        """No whole request is there, and the server closes what is idle (rows S2, S3)."""
+        if self.state is ConnState.IDLE and not self._wire.inbox.data:
+            self._end()
+            return
+        since = self.accepted if self.state is ConnState.NEW else self._began or time.monotonic()
+        self.deadline = min(self.deadline, since + NEW_GRACE)
+        self._go_on()
 
     def _await_rest_of_head(self) -> None:
         if self._wire.inbox.data and not self._began:
@@ -345,17 +356,14 @@ class Connection:
     def _become_idle(self) -> None:
         host = self._host
         self._forget_exchange()
-        if not host.keeps_alive and not self._wire.inbox.data:
-            # The response began before the shutdown did, so its head did not say close.
-            self._end()
-            return
         self._phase = _Phase.HEAD
         self._set_state(ConnState.IDLE)
         self._began = 0.0
         settings = host.settings
         self.deadline = _after(time.monotonic(), settings.idle_timeout or settings.read_timeout)
-        if self._wire.inbox.data:
-            # Another request came with this one; other connections come before it.
+        if self._wire.inbox.data or host.closes_idle:
+            # Another request came with this one, and other connections come before it; or the
+            # response began before the shutdown did, so its head could not say close.
             self._wire.has_more = True
         self._go_on()
 

@@ -258,7 +258,11 @@ class _Life:
     def _on_signals(self, signals: Signals) -> None:
         for signum in signals.read():
             self._server.run_signal_hooks(PRE_SIGNAL, signum)
-            self._act(signum)
+            try:
+                self._act(signum)
+            except Exception:
+                # Whatever is wrong with a restart or a stop, requests are still to be served.
+                log.exception("%d %s failed", os.getpid(), SIGNALS[signum])
             self._server.run_signal_hooks(POST_SIGNAL, signum)
 
     def _act(self, signum: int) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import typing as t
 
-from .connection import NEW_GRACE, Connection, ConnState
+from .connection import Connection, ConnState
 from .crew import Crew
 from .listeners import Listener, listen, parse_address
 from .poller import NEVER, Deadlines, new_poller
@@ -73,8 +73,8 @@ class Server:
         self.address = parse_address(addr)
         self.conn_state = conn_state
         self.keeps_alive = True
+        self.closes_idle = False
         self.crew: Crew = None  # type: ignore[assignment]  # made when serving begins
-        self._keep_alives_enabled = True
         self._is_shut_down = False
         self._lock = threading.Lock()
         self._acceptors: set[Acceptor] = set()
@@ -138,13 +138,12 @@ class Server:
 
     def set_keep_alives_enabled(self, enabled: bool) -> None:
         """Switch keep-alive on or off; off closes what is idle (rows KA)."""
-        self._keep_alives_enabled = enabled
-        self.keeps_alive = enabled and not self._is_shut_down
+        if self._is_shut_down:
+            return
+        self.keeps_alive = enabled
+        self.closes_idle = not enabled
         if not enabled:
-            now = time.monotonic()
-            for connection in self.connections():
-                if connection.state is ConnState.IDLE or connection.accepted + NEW_GRACE < now:
-                    connection.retire()
+            self._retire_connections()
 
     def connections(self) -> list[Connection]:
         """The connections of this moment."""
@@ -192,6 +191,8 @@ class Server:
             threading.Thread(target=func, name="graceful-on-shutdown", daemon=True).start()
 
     def _retire_connections(self) -> None:
+        """Close what is idle, now and from now on."""
+        self.closes_idle = True
         for connection in self.connections():
             connection.retire()
 

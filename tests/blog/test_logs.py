@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -191,8 +192,12 @@ def test_debug_mode_shows_its_routes(make_api: MakeApi, capsys: pytest.CaptureFi
     assert out == ""
 
 
-def test_release_mode_is_silent(make_api: MakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+def test_release_mode(
+    make_api: MakeApi, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     api = make_api(BLOG_RUN_MODE="release", BLOG_APP_JWT_SECRET="my own")
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.endswith("set another: python -m blog.user test")
     assert api.raw("GET", "/auth/").status == 301
     assert capsys.readouterr() == ("", "")
     assert " 404 " in logged(api, capsys, "GET", "/nope")
@@ -300,10 +305,12 @@ def test_standard_output_that_fails(sqlite: Api, monkeypatch: pytest.MonkeyPatch
     assert ascii_only.buffer.getvalue().endswith(b" /\\u4e2d\n")  # type: ignore[attr-defined]
     ascii_only.close()
     assert sqlite.raw("GET", "/auth").status == 200
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        assert sqlite.raw("GET", "/auth").status == 200
-        full.detach().detach().close()  # type: ignore[attr-defined]
+    full = open("/dev/full", "w")
+    monkeypatch.setattr(sys, "stdout", full)
+    answer = sqlite.raw("GET", "/auth")
+    with suppress(OSError):
+        full.close()
+    assert answer.status == 200
 
 
 def test_file_log_that_cannot_be_written(
