@@ -34,14 +34,14 @@ def slow() -> str:
     return "slow, but finished\n"
 
 
-def serve(server: Server, quit: queue.SimpleQueue[int]) -> None:
+def serve(server: Server) -> None:
     try:
         server.listen_and_serve()
     except ServerClosed as err:
         log.info("Listen: %s", err)
     except OSError as err:
         log.error("Listen: %s", err)
-        quit.put(signal.SIGTERM)
+        os._exit(1)
 
 
 def main() -> int:
@@ -56,7 +56,7 @@ def main() -> int:
     quit: queue.SimpleQueue[int] = queue.SimpleQueue()
     signal.signal(signal.SIGINT, lambda signum, frame: quit.put(signum))
 
-    threading.Thread(target=serve, args=(server, quit), daemon=True).start()
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
 
     quit.get()
     log.info("Shutdown Server ...")

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 FLOORS = [
     ["settings", "errors"],
     ["body", "http11", "wsgi"],
-    ["listeners", "poller"],
+    ["listeners", "poller", "meter"],
     ["wire", "exchange", "crew", "connection", "handover"],
     ["server"],
     ["successor", "restart"],

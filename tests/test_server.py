@@ -115,6 +115,8 @@ def test_B10_large_unread_body_ends_the_connection_after_the_answer(running: Sta
         client.send(b"x" * 1000000)
         code, headers, body = client.response()
         assert (code, headers["connection"], body) == (200, "close", b"hello")
+        # Half-closed, not reset: what still comes is taken, and the end is clean.
+        assert client.send(b"x" * 1000000).rest() == b""
 
 
 def test_a_refused_request_is_answered_and_nothing_after_it_is_read(running: Start) -> None:
@@ -310,8 +312,10 @@ def test_S13_S17_hooks_run_at_each_shutdown_and_are_not_waited_for(running: Star
         leave.wait(20)
 
     one.server.register_on_shutdown(hook)
+    began = time.monotonic()
     one.server.shutdown()
     one.server.shutdown()
+    assert time.monotonic() - began < 5
     assert runs.acquire(timeout=20)
     assert runs.acquire(timeout=20)
     leave.set()
@@ -373,6 +377,14 @@ def test_KA1_KA2_keep_alives_off_and_on(running: Start) -> None:
     one.server.set_keep_alives_enabled(True)
     with one.connect() as client:
         client.get()
+        assert client.get()[0] == 200
+
+
+def test_KA1_keep_alives_off_gives_later_connections_their_time(running: Start) -> None:
+    one = running(hello)
+    one.server.set_keep_alives_enabled(False)
+    with one.connect() as client:
+        assert not client.is_closed(6)
         assert client.get()[0] == 200
 
 

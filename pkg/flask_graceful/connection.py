@@ -190,7 +190,7 @@ class Connection:
                 self._let_go()
 
     def retire(self) -> None:
-        """The server closes what is idle. Bytes that were received are not idle."""
+        """Close if idle, or new for longer than NEW_GRACE. Bytes received are not idle."""
         if not self._claim_or_note():
             return
         try:
@@ -268,12 +268,17 @@ class Connection:
             self._await_rest_of_head()
 
     def _rest_of_idle_life(self) -> None:
-        """No whole request is there, and the server closes what is idle (rows S2, S3)."""
+        """No whole request is there, and what is idle is to go (rows S2, S3, KA1)."""
+        now = time.monotonic()
         if self.state is ConnState.IDLE and not self._wire.inbox.data:
             self._end()
             return
-        since = self.accepted if self.state is ConnState.NEW else self._began or time.monotonic()
-        self.deadline = min(self.deadline, since + NEW_GRACE)
+        until = (self.accepted if self.state is ConnState.NEW else self._began or now) + NEW_GRACE
+        if self._host.closes_idle:
+            self.deadline = min(self.deadline, until)
+        elif until <= now and self.state is ConnState.NEW:
+            self._end()
+            return
         self._go_on()
 
     def _await_rest_of_head(self) -> None:

@@ -7,8 +7,8 @@ Strategy: whoever polls also serves what it found, so a request changes no threa
 as keep the interpreter busy take part: with several of them, each system call hands the
 interpreter lock to another, which costs more than it wins. A pacemaker looks every few
 milliseconds and lets more threads in when nothing moved since it last looked (they block, or one
-request computes for long), or when work waits while the CPU does not; it sends them away when
-the CPU is busy.
+request computes for long), or when work waits while the threads want little CPU; it sends them
+away when they want all of it.
 
 Rules: `handle` may block only on what its own request is about. One thread at a time polls.
 """
@@ -21,14 +21,16 @@ import time
 import typing as t
 from collections import deque
 
+from .meter import CpuMeter
+
 if t.TYPE_CHECKING:
     from .poller import Event, Poller
 
 log = logging.getLogger("flask_graceful")
 
 TICK = 0.005
-# The share of one CPU, over a tick, below which waiting work needs more threads, and above which
-# fewer threads do it faster.
+# The share of one CPU that the crew wants, or spends waiting for work, over a tick: below the
+# first, waiting work needs more threads; above the second, fewer threads do it faster.
 CPU_FREE = 0.7
 CPU_BUSY = 0.9
 # Ticks without work after which the pacemaker sleeps until there is some.
@@ -60,6 +62,9 @@ class Crew:
         self._wanted = 1
         self._standby: list[_Standby] = []
         self._progress = 0
+        self._meter = CpuMeter()
+        # Seconds spent in polls that have ended.
+        self._polled = 0.0
         self._is_stopped = False
         self._pacemaker_sleeps = False
         self._pacemaker = threading.Event()
@@ -97,6 +102,7 @@ class Crew:
     def _work(self) -> None:
         ready = self._ready
         standby = _Standby()
+        self._meter.watch()
         while not self._is_stopped:
             try:
                 target, mask = ready.popleft()
@@ -113,6 +119,7 @@ class Crew:
             self._progress += 1
             if self._running > self._wanted:
                 self._rest(standby, is_surplus=True)
+        self._meter.unwatch()
         with self._lock:
             self._running -= 1
             self._alive -= 1
@@ -121,8 +128,10 @@ class Crew:
 
     def _poll(self) -> None:
         """Wait for work, with the polling lock held; it is released before any work is done."""
+        began = time.monotonic()
         try:
             events = [] if self._ready or self._is_stopped else self.poller.poll()
+            self._polled += time.monotonic() - began
         finally:
             self._polling.release()
         self._expire()
@@ -174,19 +183,20 @@ class Crew:
     def _pace(self) -> None:
         still = 0
         seen = -1
-        wall, cpu = time.monotonic(), time.process_time()
+        wall, polled = time.monotonic(), self._polled
         while not self._is_stopped:
             time.sleep(TICK)
-            now, now_cpu = time.monotonic(), time.process_time()
-            share = (now_cpu - cpu) / max(now - wall, TICK)
-            wall, cpu = now, now_cpu
+            now, now_polled = time.monotonic(), self._polled
+            waited = (now_polled - polled) / (now - wall)
+            wall, polled = now, now_polled
             still, seen = (still + 1 if self._progress == seen else 0), self._progress
             is_polled = self._polling.locked()
             if is_polled and still > IDLE_TICKS:
                 self._sleep_until_work()
-                wall, cpu = time.monotonic(), time.process_time()
+                wall, polled = time.monotonic(), self._polled
+                self._meter.read()
             else:
-                self._adjust(share, still, is_polled)
+                self._adjust(self._meter.read(), waited, still, is_polled)
 
     def _sleep_until_work(self) -> None:
         self._pacemaker.clear()
@@ -196,23 +206,24 @@ class Crew:
             self._pacemaker.wait()
         self._pacemaker_sleeps = False
 
-    def _adjust(self, share: float, still: int, is_polled: bool) -> None:
+    def _adjust(self, demand: float, waited: float, still: int, is_polled: bool) -> None:
         """Set how many threads take part, from one tick's observations.
 
-        :param share: CPU seconds used per second.
+        :param demand: CPUs that the threads wanted.
+        :param waited: the share of the time in which there was nothing to do.
         :param still: ticks since a request was last finished.
         :param is_polled: somebody waits for events, so none can be overlooked.
         """
         is_stuck = not is_polled and still > 0
         if is_stuck:
             self._expire()
-        if is_stuck and (share < CPU_BUSY or still >= self._running):
+        if is_stuck and (demand < CPU_BUSY or still >= self._running):
             # All threads are inside requests. When these compute, the next one comes later
             # the more there are, since each takes the interpreter from the others.
             self._wanted = min(self._most, self._running + max(1, len(self._ready)))
-        elif share < CPU_FREE and self._ready:
+        elif self._ready and demand + waited < CPU_FREE:
             self._wanted = min(self._most, self._wanted * 2)
-        elif share > CPU_BUSY and self._wanted > 1:
+        elif demand > CPU_BUSY and self._wanted > 1:
             self._wanted -= 1
         missing = self._wanted - self._running
         if missing > 0 and (self._ready or not self._polling.locked()):

@@ -72,7 +72,7 @@ class Listener:
         name = sock.getsockname()
         if self.network == "tcp":
             self.host, self.port = name[0], name[1]
-            self.address = join_host_port(name[0], name[1])
+            self.address = join_host_port(self.host, self.port)
             _set_tcp_options(sock)
         else:
             self.host, self.port = name, 0
@@ -130,8 +130,9 @@ def _bind_tcp(address: Address) -> socket.socket:
         found = socket.getaddrinfo(
             address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags
         )
-    except socket.gaierror as error:
-        raise OSError(None, f"host {address.host!r} is unknown ({error.strerror})") from error
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no host name"
+        raise OSError(None, f"host {address.host!r} is unknown ({reason})") from error
     # IPv4 first, as Go does for a name that has both.
     family, _, _, _, sockaddr = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return _bound(family, sockaddr)
@@ -244,4 +245,4 @@ def _command(pid: str) -> str:
             words = file.read().decode("utf-8", "replace").split("\0")
     except OSError:
         return "?"
-    return " ".join(words).strip()[:80] or "?"
+    return " ".join(" ".join(words).split())[:80] or "?"

@@ -190,7 +190,8 @@ class _Life:
                 self._successor.let_go()
             if self._parent is not None:
                 self._parent.close()
-            self._server.close()
+            if self._acceptor is not None:
+                self._server.close()
             self._poller.close()
         assert self._acceptor is not None
         if not isinstance(self._acceptor.error, ServerClosed):
@@ -284,8 +285,11 @@ class _Life:
         if self._is_succeeded and successor is not None:
             # This process is on its way out; who serves now is the one to restart.
             successor.signal(signal.SIGHUP)
-        elif self._state is State.SHUTTING_DOWN:
+        elif self._server._is_shut_down:
             log.info("%d Not restarted: the server is shutting down.", os.getpid())
+        elif os.getpid() == 1:
+            # When it ends, the system ends every other process, the successor too.
+            log.error("1 Not restarted: as pid 1 this process can't hand over to another one.")
         elif successor is not None:
             log.info("%d A restart is under way; another one follows it.", os.getpid())
             self._wants_restart = True
@@ -322,8 +326,9 @@ class _Life:
         self._poller.deadlines.forget(self._boot_timer)
         self._successor = None
         reason = successor.reap()
-        if self._state is State.SHUTTING_DOWN:
-            log.error("%d Successor %d %s.", os.getpid(), successor.pid, reason)
+        if self._is_succeeded and self._state is State.SHUTTING_DOWN:
+            # It took over and has been replaced or stopped since.
+            log.info("%d Successor %d %s.", os.getpid(), successor.pid, reason)
             return
         self._is_succeeded = False
         log.error(

@@ -141,9 +141,9 @@ class Server:
         if self._is_shut_down:
             return
         self.keeps_alive = enabled
-        self.closes_idle = not enabled
         if not enabled:
-            self._retire_connections()
+            for connection in self.connections():
+                connection.retire()
 
     def connections(self) -> list[Connection]:
         """The connections of this moment."""
