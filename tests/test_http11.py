@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 from flask_graceful.body import body_decoder
@@ -69,6 +70,21 @@ def test_valid_requests_are_read_and_leave_the_next_one_alone(name: str, step: i
     assert body == expected
     assert rest == b"GET /next"
     assert request.version == (0 if b"HTTP/1.0" in data else 1)
+
+
+def test_P15_two_empty_lines_are_skipped_however_they_come() -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for step in (0, 1, 2):
+        assert read(b"\r\n\r\n" + head, step)[2] == b""
+        with pytest.raises(ProtocolError):
+            read(b"\r\n\r\n\r\n" + head, step)
+
+
+def test_repeated_fields_cost_no_more_than_others() -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:b\r\n" * 200_000 + b"\r\n"
+    began = time.process_time()
+    assert HeadParser().parse(head).fields["HTTP_A"].startswith("b, b, b")
+    assert time.process_time() - began < 1
 
 
 INVALID = {

@@ -46,7 +46,7 @@ def log_pid(addr):
 try:
     server.listen_and_serve()
 except ServerClosed as err:
-    print("Server err:", err, flush=True)
+    print(f"Server err: {err}\\n", end="", flush=True)
 """
 
 
@@ -346,12 +346,47 @@ def hello(environ: t.Any, start_response: t.Any) -> list[bytes]:
     return [b"hello"]
 
 
+def test_the_command_is_repeated_where_it_was_given(
+    program: t.Callable[..., Live], tmp_path: Path
+) -> None:
+    one = program("os.chdir('/')")
+    (old,) = one.wait_pids(1)
+    os.kill(old, signal.SIGHUP)
+    _, new = one.wait_pids(2)
+    one.wait_for("Listener closed")
+    assert ask(one.port) == b"%d" % new
+
+
+def test_a_release_switched_by_symbolic_link_runs_the_new_code(
+    tmp_path: Path, live: t.Callable[..., Live]
+) -> None:
+    for release in ("one", "two"):
+        (tmp_path / release).mkdir()
+        say = f"print('release {release}', flush=True)"
+        (tmp_path / release / "program.py").write_text(PROGRAM.replace("#MORE", say))
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    one = live("program.py", cwd=current, env={"PWD": str(current)})
+    one.wait_for("release one")
+    one.wait_pids(1)
+    current.unlink()
+    current.symlink_to("two")
+    os.kill(one.pid, signal.SIGHUP)
+    one.wait_for("release two")
+    one.wait_pids(2)
+
+
+def test_E8_before_begin_as_the_article_assigns_it(program: t.Callable[..., Live]) -> None:
+    one = program("server.before_begin = lambda addr: print('begins at', addr, flush=True)")
+    one.wait_for(r"begins at \[::\]:\d+")
+
+
 def test_E5_wrong_hooks_are_refused() -> None:
     server = GracefulServer(":0", hello)
     with pytest.raises(ValueError, match="expected PRE_SIGNAL or POST_SIGNAL"):
         server.register_signal_hook(2, signal.SIGHUP, lambda: None)
     for when in (PRE_SIGNAL, POST_SIGNAL):
-        with pytest.raises(ValueError, match="is not supported; expected one of SIGHUP"):
+        with pytest.raises(ValueError, match=r"is not supported; expected one of signal\.SIGHUP"):
             server.register_signal_hook(when, signal.SIGQUIT, lambda: None)
 
 

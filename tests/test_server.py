@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -198,6 +199,141 @@ def test_a_blocking_request_does_not_delay_others(running: Start) -> None:
         for client in slow:
             with client:
                 assert client.response()[2] == b"late"
+
+
+def test_another_clients_fields_spoil_nothing(running: Start) -> None:
+    """One parser serves all connections of a thread."""
+    one = running(hello, threads=1)
+    for line in ("Proxy-Connection: close", "Connection: close, upgrade", "Upgrade: x"):
+        with one.connect() as first, one.connect() as second:
+            assert first.get(headers=f"{line}\r\n")[0] == 200
+            assert second.get()[0] == 200
+
+
+def test_a_request_behind_a_large_response_is_answered(running: Start) -> None:
+    def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x" * int(environ["QUERY_STRING"] or 1)]
+
+    one = running(app)
+    for size in range(5_600_000, 5_700_000, 10_000):
+        with one.connect() as client:
+            client.send(b"GET /?%d HTTP/1.1\r\nHost: a\r\n\r\n" % size)
+            wait_until(lambda: one.server.connections(), "accepted")
+            client.sock.recv(1)
+            client.buffer = b"H"
+            client.send(GET)
+            assert len(client.response()[2]) == size
+            assert client.response()[2] == b"x"
+
+
+def test_a_client_that_sends_but_does_not_read_costs_no_cpu(running: Start) -> None:
+    def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x" * 20_000_000]
+
+    one = running(app)
+    with one.connect() as byte, one.connect() as half:
+        byte.send(GET)
+        half.send(GET)
+        wait_until(lambda: len(one.server.connections()) == 2, "accepted")
+        byte.sock.recv(1)
+        half.sock.recv(1)
+        byte.send(b"G")
+        half.sock.shutdown(socket.SHUT_WR)
+        used = time.process_time()
+        assert not threading.Event().wait(1)
+        assert time.process_time() - used < 0.3
+
+
+def test_bytes_behind_the_last_request_do_not_cut_its_answer(running: Start) -> None:
+    gate = Gate()
+
+    def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
+        gate(environ, lambda *_: None)
+        start_response("200 OK", [])
+        return [b"x" * 3_000_000]
+
+    with running(app).connect() as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        gate.wait()
+        client.send(GET)
+        gate.leave.set()
+        assert len(client.response()[2]) == 3_000_000
+
+
+def test_pipelining_without_end_neither_fills_memory_nor_stops_others(running: Start) -> None:
+    one = running(hello)
+    stop = threading.Event()
+
+    def pipeline() -> None:
+        with one.connect() as client:
+            client.sock.settimeout(0.01)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    client.sock.send(GET * 1000)
+                with contextlib.suppress(TimeoutError):
+                    client.sock.recv(1 << 20)
+
+    threads = [threading.Thread(target=pipeline) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: len(one.server.connections()) == 3, "pipelining")
+        for _ in range(20):
+            with one.connect() as client:
+                began = time.monotonic()
+                assert client.get()[0] == 200
+                assert time.monotonic() - began < 2
+        for connection in one.server.connections():
+            assert len(connection._wire.inbox.data) < 200_000
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_S7_an_unread_body_is_no_next_request(running: Start) -> None:
+    gate = Gate()
+    one = running(gate)
+    with one.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab")
+        gate.wait()
+        stopper = threading.Thread(target=one.server.shutdown)
+        stopper.start()
+        one.join()
+        gate.leave.set()
+        assert client.response()[1]["connection"] == "close"
+        stopper.join(20)
+
+
+def test_a_failing_close_does_not_cut_the_response(
+    running: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Blocks(list[bytes]):
+        def close(self) -> None:
+            raise ValueError("close failed")
+
+    def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return Blocks([b"x" * 20_000_000])
+
+    with running(app).connect() as client:
+        assert len(client.get()[2]) == 20_000_000
+    assert "close failed" in caplog.text
+
+
+@pytest.mark.parametrize("block", ["text", b"too long"])
+def test_a_bad_first_block_is_answered_500(
+    running: Start, block: t.Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def app(environ: t.Any, start_response: t.Any) -> list[t.Any]:
+        start_response("200 OK", [("Content-Length", "3")])
+        return [block]
+
+    with running(app).connect() as client:
+        assert client.get()[0] == 500
+    assert "http: panic serving" in caplog.text
 
 
 def test_L1_serve_closes_its_listener_also_when_it_refuses(running: Start) -> None:

@@ -23,7 +23,8 @@ import typing as t
 from .errors import ProtocolError
 from .exchange import Drained, Exchange
 from .http11 import HeadParser
-from .poller import HANGUP, NEVER, Deadlines
+from .listeners import join_host_port
+from .poller import HANGUP, NEVER, READ, Deadlines
 from .wire import Disconnected, Wire
 from .wsgi import refusal, request_environ
 
@@ -87,6 +88,8 @@ class Host(t.Protocol):
     crew: Crew
     # False: each response is its connection's last.
     keeps_alive: bool
+    # True: the server stops, and serves what it has received.
+    is_stopping: bool
     # True: who has nothing to ask any more is sent away.
     closes_idle: bool
 
@@ -135,7 +138,10 @@ class Connection:
         return f"<Connection {self.peer_name()} {self.state}>"
 
     def peer_name(self) -> str:
-        return f"{self.peer[0]}:{self.peer[1]}" if isinstance(self.peer, tuple) else "@"
+        """The client's address, for the log."""
+        if not isinstance(self.peer, tuple):
+            return "@"
+        return join_host_port(_plain_host(self.peer[0]), self.peer[1])
 
     def running(self) -> tuple[Request, float] | None:
         """The request being served, and the seconds since it began to arrive. From any thread."""
@@ -143,18 +149,32 @@ class Connection:
         return (exchange.request, time.monotonic() - self._began) if exchange else None
 
     def start(self) -> None:
-        """Begin to be polled."""
-        settings = self._host.settings
-        self.deadline = _after(self.accepted, settings.read_header_timeout or settings.read_timeout)
-        if self.deadline < NEVER:
-            self._host.crew.poller.schedule(self)
-        self._host.crew.poller.register(self._fd, self)
+        """Begin to be polled.
+
+        :raises OSError: the system refuses; the connection is closed.
+        """
+        if not self._claim_or_note():
+            return
+        try:
+            if self._phase is not _Phase.OVER:
+                settings = self._host.settings
+                limit = settings.read_header_timeout or settings.read_timeout
+                self.deadline = _after(self.accepted, limit)
+                self._host.crew.poller.register(self._fd, self)
+                self._host.crew.poller.schedule(self)
+        except OSError:
+            self._end()
+            raise
+        finally:
+            self._let_go()
 
     def handle(self, mask: int) -> None:
         """The poller has seen something on the socket, or somebody asks to look."""
         if mask & HANGUP:
             self._wire.hung_up = True
         while self._claim_or_note():
+            if mask & READ:
+                self._wire.has_more = True
             try:
                 self._step()
             except Exception:
@@ -164,6 +184,8 @@ class Connection:
                 self._claim.release()
             if not self._look_again:
                 return
+            # Whoever left the note may have seen anything.
+            mask = READ
 
     def on_deadline(self) -> None:
         """Time is up: silence, in every phase (row TM13)."""
@@ -194,11 +216,15 @@ class Connection:
         if not self._claim_or_note():
             return
         try:
-            if self._phase is _Phase.HEAD:
-                if self._wire.has_input():
-                    self._host.crew.post(self)
-                else:
-                    self._rest_of_idle_life()
+            if self._phase is not _Phase.HEAD:
+                return
+            is_old = self.accepted + NEW_GRACE < time.monotonic()
+            if self._wire.has_input():
+                self._host.crew.post(self)
+            elif self.state is ConnState.NEW and is_old:
+                self._end()
+            else:
+                self._rest_of_idle_life()
         finally:
             self._let_go()
 
@@ -247,13 +273,13 @@ class Connection:
             self._host.crew.repeat(self)
 
     def _read_head(self) -> None:
-        data = self._wire.receive()
         inbox = self._wire.inbox
-        if data == b"" and not inbox.data:
-            self._end()
-            return
+        data: bytes | None = b"-"
         try:
-            head = inbox.take(data or b"")
+            # Who sends requests faster than they are answered gets no more of them read.
+            head = inbox.take(b"") if inbox.data else None
+            if head is None and (data := self._wire.receive()):
+                head = inbox.take(data)
             request = None if head is None else _parser.value.parse(head)
         except ProtocolError as error:
             self._refuse(error)
@@ -269,17 +295,13 @@ class Connection:
 
     def _rest_of_idle_life(self) -> None:
         """No whole request is there, and what is idle is to go (rows S2, S3, KA1)."""
-        now = time.monotonic()
         if self.state is ConnState.IDLE and not self._wire.inbox.data:
             self._end()
             return
-        until = (self.accepted if self.state is ConnState.NEW else self._began or now) + NEW_GRACE
-        if self._host.closes_idle:
-            self.deadline = min(self.deadline, until)
-        elif until <= now and self.state is ConnState.NEW:
-            self._end()
-            return
-        self._go_on()
+        if self._host.is_stopping:
+            since = self.accepted if self.state is ConnState.NEW else self._began
+            self.deadline = min(self.deadline, (since or time.monotonic()) + NEW_GRACE)
+        self._await_rest_of_head()
 
     def _await_rest_of_head(self) -> None:
         if self._wire.inbox.data and not self._began:
@@ -311,8 +333,12 @@ class Connection:
         exchange.run(host.app, environ, self.peer_name())
         self._flush()
 
-    def _keeps_alive(self) -> bool:
-        return self._host.keeps_alive
+    def _keeps_alive(self, is_body_over: bool) -> bool:
+        """May this connection go on? In a stop only for requests that are here (promise 3)."""
+        host = self._host
+        return host.keeps_alive or (
+            host.is_stopping and is_body_over and self._wire.inbox.has_head()
+        )
 
     def _flush(self) -> None:
         """Send what is left of a response, then go on to what follows it."""
@@ -339,7 +365,7 @@ class Connection:
                 self._phase = _Phase.DRAIN
                 self.deadline = time.monotonic() + DRAIN_TIME
                 self._drain()
-        elif exchange.is_body_over and not self._wire.inbox.data:
+        elif exchange.is_body_over and not self._wire.has_input():
             self._end()
         else:
             self._start_linger()

@@ -33,6 +33,8 @@ TICK = 0.005
 # first, waiting work needs more threads; above the second, fewer threads do it faster.
 CPU_FREE = 0.7
 CPU_BUSY = 0.9
+# Work that makes more work must not keep the others from being seen.
+MOST_BETWEEN_POLLS = 64
 # Ticks without work after which the pacemaker sleeps until there is some.
 IDLE_TICKS = 50
 
@@ -103,15 +105,21 @@ class Crew:
         ready = self._ready
         standby = _Standby()
         self._meter.watch()
+        handled = 0
         while not self._is_stopped:
+            if handled >= MOST_BETWEEN_POLLS and self._polling.acquire(False):
+                handled = 0
+                self._poll(waits=False)
             try:
                 target, mask = ready.popleft()
             except IndexError:
+                handled = 0
                 if self._polling.acquire(False):
-                    self._poll()
+                    self._poll(waits=True)
                 else:
                     self._rest(standby, is_surplus=False)
                 continue
+            handled += 1
             try:
                 target.handle(mask)
             except Exception:
@@ -126,11 +134,13 @@ class Crew:
             if not self._alive:
                 self.poller.close()
 
-    def _poll(self) -> None:
-        """Wait for work, with the polling lock held; it is released before any work is done."""
+    def _poll(self, waits: bool) -> None:
+        """Get work, with the polling lock held; it is released before any work is done."""
         began = time.monotonic()
+        events: list[Event] = []
         try:
-            events = [] if self._ready or self._is_stopped else self.poller.poll()
+            if not self._is_stopped:
+                events = self.poller.poll(waits and not self._ready)
             self._polled += time.monotonic() - began
         finally:
             self._polling.release()
@@ -145,7 +155,10 @@ class Crew:
 
     def _expire(self) -> None:
         for target in self.poller.deadlines.expired():
-            t.cast("Target", target).on_deadline()
+            try:
+                t.cast("Target", target).on_deadline()
+            except Exception:
+                log.exception("http: internal error in %r", target)
 
     def _rest(self, standby: _Standby, is_surplus: bool) -> None:
         """Wait to be called. A surplus thread stays when others have left before it."""
@@ -169,16 +182,22 @@ class Crew:
                 if self._standby:
                     called.append(self._standby.pop())
                     self._running += 1
-                elif self._alive < self._most:
-                    self._add_thread()
+                elif self._alive >= self._most or not self._add_thread():
+                    break
         for one in called:
             one.call()
 
-    def _add_thread(self) -> None:
+    def _add_thread(self) -> bool:
+        """Start a thread, with the lock held; False when the system has none to give."""
+        name = f"graceful-{self._alive + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            log.warning("http: %s; going on with %d threads", error, self._alive)
+            return False
         self._alive += 1
         self._running += 1
-        name = f"graceful-{self._alive}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        return True
 
     def _pace(self) -> None:
         still = 0

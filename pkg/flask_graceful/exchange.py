@@ -46,7 +46,8 @@ class Drained(enum.Enum):
 class Exchange:
     """A request being answered. Its connection's owner alone calls it.
 
-    :param keeps_alive: asked when the response's head is made: may the connection go on?
+    :param keeps_alive: asked when the response's head is made: may the connection go on? It is told
+        whether the request's body has been read, so that what follows is another request.
     :param read_deadline: until when the body must be there.
     :param write_deadline: until when the response must be out.
     """
@@ -68,7 +69,7 @@ class Exchange:
         self,
         wire: Wire,
         request: Request,
-        keeps_alive: t.Callable[[], bool],
+        keeps_alive: t.Callable[[bool], bool],
         read_deadline: float,
         write_deadline: float,
     ) -> None:
@@ -107,8 +108,14 @@ class Exchange:
 
         :raises Disconnected: the client is gone.
         """
-        self.tail = self._wire.send(self.tail) if self.tail else _NOTHING
-        return not self.tail
+        while self.tail:
+            rest = self._wire.send(self.tail)
+            if len(rest) == len(self.tail):
+                # Only a socket that took nothing will be reported when it takes more.
+                return False
+            self.tail = rest
+        self.tail = _NOTHING
+        return True
 
     def drain(self) -> Drained:
         """Read away a body that the application did not want, without waiting for it.
@@ -120,7 +127,7 @@ class Exchange:
         inbox = self._wire.inbox.data
         while True:
             try:
-                self._budget -= len(decoder.decode(inbox))
+                decoder.decode(inbox)
             except ProtocolError:
                 return Drained.TOO_MUCH
             if decoder.done:
@@ -132,6 +139,7 @@ class Exchange:
                 return Drained.WAITING
             if not data:
                 self._wire.fail("the client closed the connection within its request")
+            self._budget -= len(data)
             inbox += data
 
     def _can_drain(self) -> bool:
@@ -143,8 +151,7 @@ class Exchange:
         """Must this response be the connection's last?"""
         if not self.is_body_over and not self._can_drain():
             return True
-        # What was received before a shutdown is still served (promise 3).
-        return not self._keeps_alive() and not self._wire.inbox.data
+        return not self._keeps_alive(self.is_body_over)
 
     def _receive(self, decoder: BodyDecoder) -> bytes:
         """The next bytes of the request's body; b"" at its end. Called by the application."""
@@ -176,6 +183,9 @@ class Exchange:
         wire = self._wire
         if not wire.is_broken and not isinstance(error, Disconnected):
             log.error("http: panic serving %s: %s", peer, error, exc_info=error)
+        if self._response.is_complete:
+            # Only the application's close() can still fail then: the answer stands.
+            return
         if self._response.head_sent or wire.is_broken:
             wire.is_broken = True
             return
@@ -188,3 +198,5 @@ class Exchange:
     def over(self) -> None:
         """The request is over: its input reads nothing more, whoever still holds it."""
         self._decoder = None
+        # The two hold each other; without a cycle both go at once.
+        del self._response

@@ -16,6 +16,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import re
 import socket
 import struct
 import typing as t
@@ -136,9 +137,10 @@ def claim_channel(environ: t.MutableMapping[str, str]) -> Channel | None:
     Takes the variable out of `environ`. None for a process that nobody spawned so.
     """
     value = environ.pop(VARIABLE, "")
-    parent, _, fd = value.partition(":")
-    if not (parent.isdigit() and fd.isdigit()):
+    match = re.fullmatch("([0-9]{1,9}):([0-9]{1,9})", value)
+    if match is None:
         return None
+    parent, fd = match.groups()
     try:
         sock = socket.socket(fileno=int(fd))
     except OSError:

@@ -68,11 +68,12 @@ class Request:
 class HeadBuffer:
     """Bytes received and not yet used. Finds the end of a head without looking twice."""
 
-    __slots__ = ("_limit", "_scanned", "data")
+    __slots__ = ("_limit", "_scanned", "_skipped", "data")
 
     def __init__(self, max_header_bytes: int) -> None:
         self.data = bytearray()
         self._scanned = 0
+        self._skipped = 0
         self._limit = max_header_bytes + HEAD_SLACK
 
     def take(self, received: bytes) -> bytes | None:
@@ -82,7 +83,11 @@ class HeadBuffer:
         :raises ProtocolError: the head is longer than the limit (431).
         """
         data = self.data
-        if not data and received.find(b"\r\n\r\n") == len(received) - 4 and len(received) > 4:
+        if (
+            not data
+            and received.find(b"\r\n\r\n") == len(received) - 4
+            and received[:1] not in b"\r\n"
+        ):
             # The usual case: exactly one head, which needs no buffer.
             if len(received) > self._limit:
                 raise _too_large()
@@ -100,17 +105,21 @@ class HeadBuffer:
             raise _too_large()
         head = bytes(data[: end + 4])
         del data[: end + 4]
-        self._scanned = 0
+        self._scanned = self._skipped = 0
         return head
+
+    def has_head(self) -> bool:
+        """Is a complete head in the buffer?"""
+        return b"\r\n\r\n" in self.data
 
     def _skip_empty_lines(self) -> None:
         """RFC 9112, section 2.2: an empty line before a request line is not the client's meaning.
 
         Two of them, as Go allows (row P15); anything else in that place is refused by the parser.
         """
-        for _ in range(2):
-            if self.data.startswith(b"\r\n"):
-                del self.data[:2]
+        while self._skipped < 2 and self.data.startswith(b"\r\n"):
+            del self.data[:2]
+            self._skipped += 1
 
 
 def _too_large() -> ProtocolError:
@@ -124,6 +133,8 @@ class HeadParser:
     def __init__(self) -> None:
         self._renew()
         self._fields: dict[str, str] = {}
+        # Values of fields that came more than once, joined at the end of the head.
+        self._repeated: dict[str, list[str]] = {}
 
     def parse(self, head: bytes) -> Request:
         """The request that a complete head, from request line to empty line, announces.
@@ -156,11 +167,13 @@ class HeadParser:
         if key in fields:
             if key in _SINGLE:
                 raise ProtocolError(f"repeated {name.decode('latin-1')} header")
-            text = fields[key] + ("; " if key == "HTTP_COOKIE" else ", ") + text
-        fields[key] = text
+            self._repeated.setdefault(key, [fields[key]]).append(text)
+        else:
+            fields[key] = text
 
     def _parse_fields(self, head: bytes, line_end: int) -> dict[str, str]:
         fields = self._fields = {}
+        self._repeated = {}
         try:
             self._parser.feed_data(_ANY_REQUEST_LINE + head[line_end:])
         except httptools.HttpParserUpgrade:
@@ -172,13 +185,11 @@ class HeadParser:
                 raise cause from None
             _refuse_coding(fields)
             raise ProtocolError(f"malformed header: {error}") from error
-        if (
-            "CONTENT_LENGTH" in fields
-            or "HTTP_TRANSFER_ENCODING" in fields
-            or "HTTP_CONNECTION" in fields
-        ):
-            # llhttp now waits for a body, or takes nothing more on a connection that closes.
+        if not _LEAVES_LLHTTP_BUSY.isdisjoint(fields):
             self._renew()
+        if self._repeated:
+            _join_repeated(fields, self._repeated)
+            self._repeated = {}
         fields.pop("", None)
         return fields
 
@@ -189,12 +200,30 @@ class HeadParser:
 # httptools sees this line in place of the client's, so that it judges the fields alone.
 _ANY_REQUEST_LINE = b"GET / HTTP/1.1"
 
+# After these llhttp waits for a body, or takes nothing more on a connection that closes or changes
+# its protocol; the next head may be another client's.
+_LEAVES_LLHTTP_BUSY = frozenset(
+    {
+        "CONTENT_LENGTH",
+        "HTTP_CONNECTION",
+        "HTTP_PROXY_CONNECTION",
+        "HTTP_TRANSFER_ENCODING",
+        "HTTP_UPGRADE",
+    }
+)
+
 # Fields whose repetition could mean two things.
 _SINGLE = frozenset({"CONTENT_LENGTH", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
 
 # CGI names of field names as clients spell them. Bounded, since clients choose the spelling.
 _KEYS: dict[bytes, str] = {}
 _MAX_KEYS = 2048
+
+
+def _join_repeated(fields: dict[str, str], repeated: dict[str, list[str]]) -> None:
+    """RFC 9110, section 5.3; cookies are joined as RFC 9113, section 8.2.3 does it."""
+    for key, values in repeated.items():
+        fields[key] = ("; " if key == "HTTP_COOKIE" else ", ").join(values)
 
 
 def _learn_key(name: bytes) -> str:

@@ -43,6 +43,8 @@ def parse_address(text: str, default_port: int = 80) -> Address:
 
     :raises ValueError: it is in no known form.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"address: expected a string such as ':8000', got {text!r}")
     if text.startswith("unix:"):
         if not text[5:]:
             raise ValueError(f"address {text!r}: expected unix:/path")

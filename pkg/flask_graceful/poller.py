@@ -56,7 +56,11 @@ class Deadlines:
 
     def schedule(self, target: Timed) -> int | None:
         """Look at the target when its deadline is due; the slot, if one had to be opened."""
-        slot = int(target.deadline * self.PER_SECOND) + 1
+        # Read once: its owner may move it meanwhile.
+        deadline = target.deadline
+        if deadline == NEVER:
+            return None
+        slot = int(deadline * self.PER_SECOND) + 1
         with self._lock:
             if slot >= target.slot:
                 return None
@@ -87,8 +91,7 @@ class Deadlines:
                     target.slot = self.NO_SLOT
                     (over if target.deadline <= now else later).append(target)
         for target in later:
-            if target.deadline < NEVER:
-                self.schedule(target)
+            self.schedule(target)
         return over
 
     def next_slot(self) -> int:
@@ -156,10 +159,12 @@ class Poller:
         """End the current poll, or the next one."""
         self._waker.wake()
 
-    def poll(self) -> list[Event]:
-        """Wait for events, at most until the next deadline is due."""
+    def poll(self, waits: bool = True) -> list[Event]:
+        """Wait for events, at most until the next deadline is due; or take what is there."""
         slot = self.deadlines.next_slot()
-        if slot == Deadlines.NO_SLOT:
+        if not waits:
+            timeout: float | None = 0.0
+        elif slot == Deadlines.NO_SLOT:
             timeout = None
         else:
             timeout = max(0.0, slot / Deadlines.PER_SECOND - time.monotonic())
@@ -177,7 +182,7 @@ class Poller:
         raise NotImplementedError
 
     def arm(self, fd: int, write: bool = False) -> None:
-        """The connection is nobody's again: report it; with `write` also when it can be written."""
+        """The connection is nobody's again: report it; with `write` when it can be written."""
         raise NotImplementedError
 
     def unregister(self, fd: int) -> None:
@@ -198,6 +203,8 @@ class EpollPoller(Poller):
         super().__init__()
         self._epoll = select.epoll()
         self._targets: dict[int, object] = {}
+        # Sockets whose edges for writing are reported too; asked for once, they keep coming.
+        self._writers: set[int] = set()
         self._edges = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
         self._epoll.register(self._waker.fileno(), select.EPOLLIN)
 
@@ -210,10 +217,12 @@ class EpollPoller(Poller):
         self._epoll.register(fd, select.EPOLLIN)
 
     def arm(self, fd: int, write: bool = False) -> None:
-        if write:
+        if write and fd not in self._writers:
+            self._writers.add(fd)
             self._epoll.modify(fd, self._edges | select.EPOLLOUT)
 
     def unregister(self, fd: int) -> None:
+        self._writers.discard(fd)
         if self._targets.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -270,7 +279,8 @@ class SelectorPoller(Poller):
         self.register(fd, target)
 
     def arm(self, fd: int, write: bool = False) -> None:
-        self._change(fd, selectors.EVENT_READ | (selectors.EVENT_WRITE if write else 0))
+        # Who waits to write does not read meanwhile: what lies there would be reported for ever.
+        self._change(fd, selectors.EVENT_WRITE if write else selectors.EVENT_READ)
 
     def unregister(self, fd: int) -> None:
         """Takes effect before it returns, since the caller closes the socket next."""

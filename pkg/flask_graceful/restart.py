@@ -54,6 +54,9 @@ _USR2 = getattr(signal, "SIGUSR2", None)
 _parent_channel = claim_channel(os.environ)
 
 
+BeforeBegin = t.Callable[[str], object]
+
+
 class State(enum.Enum):
     """Where the process is in its life (row E1)."""
 
@@ -70,16 +73,24 @@ class GracefulServer(Server):
 
     def __init__(self, addr: str, app: WSGIApplication, **options: t.Any) -> None:
         super().__init__(addr, app, **options)
-        self._before_begin: list[t.Callable[[str], object]] = []
+        self._before_begin: list[BeforeBegin] = []
         self._signal_hooks: dict[tuple[int, int], list[t.Callable[[], object]]] = {}
         self._life: _Life | None = None
 
-    def before_begin(self, func: t.Callable[[str], object]) -> t.Callable[[str], object]:
-        """Call `func` with the listening address before serving begins (row E8). A decorator.
+    @property
+    def before_begin(self) -> t.Callable[[BeforeBegin], BeforeBegin]:
+        """A decorator: call the function with the listening address before serving begins (E8).
 
         In a successor this is before the old process is told to stop: an exception here leaves
-        the old one serving.
+        the old one serving. Assigning a function, as the article does, replaces all others.
         """
+        return self._add_before_begin
+
+    @before_begin.setter
+    def before_begin(self, func: BeforeBegin) -> None:
+        self._before_begin = [func]
+
+    def _add_before_begin(self, func: BeforeBegin) -> BeforeBegin:
         self._before_begin.append(func)
         return func
 
@@ -91,7 +102,7 @@ class GracefulServer(Server):
         if when not in (PRE_SIGNAL, POST_SIGNAL):
             raise ValueError(f"hook phase {when!r}: expected PRE_SIGNAL or POST_SIGNAL")
         if signum not in SIGNALS:
-            known = ", ".join(SIGNALS.values())
+            known = ", ".join(f"signal.{name}" for name in SIGNALS.values())
             raise ValueError(f"signal {signum!r} is not supported; expected one of {known}")
         self._signal_hooks.setdefault((when, int(signum)), []).append(func)
 
@@ -107,7 +118,7 @@ class GracefulServer(Server):
                 "GracefulServer handles signals and must be run in the main thread; "
                 "to serve in another one, use Server"
             )
-        if self._is_shut_down:
+        if self.is_stopping:
             raise ServerClosed
         _log_to_stderr_by_default()
         self._life = _Life(self)
@@ -285,7 +296,7 @@ class _Life:
         if self._is_succeeded and successor is not None:
             # This process is on its way out; who serves now is the one to restart.
             successor.signal(signal.SIGHUP)
-        elif self._server._is_shut_down:
+        elif self._server.is_stopping:
             log.info("%d Not restarted: the server is shutting down.", os.getpid())
         elif os.getpid() == 1:
             # When it ends, the system ends every other process, the successor too.
@@ -360,7 +371,7 @@ class _Life:
         self._state = State.SHUTTING_DOWN
         if self._successor is not None and not self._is_succeeded:
             log.info("%d Stopping successor %d too.", os.getpid(), self._successor.pid)
-            self._successor.kill()
+            self._successor.signal(signal.SIGTERM)
         assert self._acceptor is not None
         self._server.lame_duck(self._is_succeeded)
         log.info("%d %s Listener closed.", os.getpid(), self._acceptor.listener.address)
@@ -372,14 +383,14 @@ class _Life:
             self._server._retire_connections()
 
     def _hammer(self) -> None:
-        log.warning("[STOP - Hammer Time] Forcefully shutting down parent")
+        log.warning("%d [STOP - Hammer Time] Forcefully shutting down parent", os.getpid())
         for connection in self._server.connections():
             running = connection.running()
             if running is not None:
                 request, age = running
                 log.warning(
                     "%d Cut: %s %s of %s after %.1f seconds",
-                    os.getpid(), request.method, request.path, connection.peer_name(),
+                    os.getpid(), request.method, ascii(request.path)[1:-1], connection.peer_name(),
                     age,
                 )  # fmt: skip
         self._server.close()

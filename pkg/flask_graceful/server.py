@@ -74,8 +74,8 @@ class Server:
         self.conn_state = conn_state
         self.keeps_alive = True
         self.closes_idle = False
+        self.is_stopping = False
         self.crew: Crew = None  # type: ignore[assignment]  # made when serving begins
-        self._is_shut_down = False
         self._lock = threading.Lock()
         self._acceptors: set[Acceptor] = set()
         self._connections: set[Connection] = set()
@@ -89,7 +89,7 @@ class Server:
         :raises ServerClosed: the normal end.
         :raises ListenError: the address can't be bound.
         """
-        if self._is_shut_down:
+        if self.is_stopping:
             raise ServerClosed
         self.serve(listen(self.address))
 
@@ -138,9 +138,10 @@ class Server:
 
     def set_keep_alives_enabled(self, enabled: bool) -> None:
         """Switch keep-alive on or off; off closes what is idle (rows KA)."""
-        if self._is_shut_down:
+        if self.is_stopping:
             return
         self.keeps_alive = enabled
+        self.closes_idle = not enabled
         if not enabled:
             for connection in self.connections():
                 connection.retire()
@@ -160,14 +161,14 @@ class Server:
                 self.conn_state(connection, state)
             except Exception:
                 log.exception("http: conn_state failed for %r", connection)
-        if state >= ConnState.HIJACKED and self._is_shut_down:
+        if state >= ConnState.HIJACKED and self.is_stopping:
             self._settle()
 
     def _start(self, listener: Listener) -> Acceptor:
         """Begin to serve a listener."""
         acceptor = Acceptor(self, listener)
         with self._lock:
-            if self._is_shut_down:
+            if self.is_stopping:
                 listener.close()
                 raise ServerClosed
             if self.crew is None:
@@ -179,7 +180,7 @@ class Server:
 
     def _begin_shutdown(self, drain_queues: bool, unlink: bool = True) -> None:
         with self._lock:
-            self._is_shut_down = True
+            self.is_stopping = True
             self.keeps_alive = False
             acceptors = list(self._acceptors)
         for acceptor in acceptors:
@@ -200,7 +201,10 @@ class Server:
         with self._lock:
             self._connections.add(connection)
         self.on_state(connection, ConnState.NEW)
-        connection.start()
+        try:
+            connection.start()
+        except OSError as error:
+            log.error("http: %r can't be polled: %s", connection, error)
 
     def _forget_acceptor(self, acceptor: Acceptor) -> None:
         with self._lock:
@@ -210,7 +214,7 @@ class Server:
     def _settle(self) -> None:
         """When nothing is left of a server that was shut down, send its threads home."""
         with self._lock:
-            if not self._is_shut_down or self._acceptors or self._connections:
+            if not self.is_stopping or self._acceptors or self._connections:
                 return
         if self.crew is not None:
             self.crew.stop()

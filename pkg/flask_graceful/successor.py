@@ -24,6 +24,23 @@ log = logging.getLogger("flask_graceful")
 
 # How long a successor waits for its listeners; they are on their way before it starts.
 INHERIT_TIME = 10.0
+# How long a process may take from the end of its channel to its own.
+END_TIME = 1.0
+
+
+def _start_directory() -> str:
+    """Where the command was given, as the user wrote it: a symbolic link in it may have moved on
+    to a new release when the command is repeated."""
+    here = os.getcwd()
+    logical = os.environ.get("PWD", here)
+    try:
+        return logical if os.path.samefile(logical, here) else here
+    except OSError:
+        return here
+
+
+# Taken at import: the application may go elsewhere.
+_directory = _start_directory()
 
 
 class Successor:
@@ -32,23 +49,21 @@ class Successor:
     def __init__(self, listener: Listener) -> None:
         self.is_ready = False
         ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
         try:
+            # Sent before anybody is there to receive it: whatever happens to this process from
+            # now on, the listening socket outlives it.
+            self.channel.send({"listeners": [listener.requested]}, [listener.fileno()])
             fd = theirs.fileno()
-            environ = {**os.environ, VARIABLE: f"{os.getpid()}:{fd}"}
+            environ = {**os.environ, "PWD": _directory, VARIABLE: f"{os.getpid()}:{fd}"}
             command = [sys.executable, *sys.orig_argv[1:]]
-            self._process = subprocess.Popen(command, env=environ, pass_fds=[fd])
+            self._process = subprocess.Popen(command, cwd=_directory, env=environ, pass_fds=[fd])
         except BaseException:
-            ours.close()
+            self.channel.close()
             raise
         finally:
             theirs.close()
         self.pid = self._process.pid
-        self.channel = Channel(ours)
-        try:
-            self.channel.send({"listeners": [listener.requested]}, [listener.fileno()])
-        except OSError:
-            # It died at once; the end of the channel says so.
-            pass
 
     def listen(self) -> bool:
         """Take in what it says; False when it is gone."""
@@ -79,9 +94,17 @@ class Successor:
         self._process.returncode = 0
 
     def reap(self) -> str:
-        """Wait for a successor that is gone; how it ended."""
+        """The successor has closed its channel: how it ended."""
         self.channel.close()
-        status = self._process.wait()
+        try:
+            status = self._process.wait(END_TIME)
+        except subprocess.TimeoutExpired:
+            if self.is_ready:
+                # It ends in its own time; the next one to be started reaps it.
+                return "has ended its service"
+            # It gave up, but for a thread that lives on; nobody is to wait for that one.
+            self.kill()
+            status = self._process.wait()
         if status < 0:
             return f"was killed by {signal.Signals(-status).name}"
         return f"exited with status {status}"

@@ -44,8 +44,7 @@ class Wire:
             return None
         except OSError:
             return b""
-        if len(data) == RECEIVE_SIZE:
-            self.has_more = True
+        self.has_more = len(data) == RECEIVE_SIZE
         return data
 
     def receive_by(self, deadline: float) -> bytes:

@@ -130,6 +130,7 @@ class Response:
         # Bytes that the announced length still allows; None: no length was announced.
         self._left: int | None = None
         self.head_sent = False
+        self.is_complete = False
         # Set when the head is made: may the connection carry another request?
         self.keep_alive = False
 
@@ -197,27 +198,31 @@ class Response:
         elif self._left:
             # Fewer bytes than announced: only the end of the connection says so (row R8).
             self.keep_alive = False
+        self.is_complete = True
 
     def fail(self) -> None:
         """Answer 500; only while nothing was sent."""
         self._status = "500 Internal Server Error"
         self._headers = [("Content-Type", "text/plain; charset=utf-8")]
+        # What the application said of its body does not hold for this one.
+        self._left, self._chunked = None, False
+        self._bodiless = self._request.method == "HEAD"
         body = b"Internal Server Error\n"
         self._send_first(body, len(body))
 
     def _send_first(self, block: bytes, length: int | None) -> None:
         if not self._status:
             raise AssertionError("the application sent data before it called start_response")
-        head = self._head(length)
+        data = self._head(length) + self._framed(block)
         self.head_sent = True
-        self._send(head + self._framed(block), self._is_complete())
+        self._send(data, self._needs_no_more())
 
     def _send_block(self, block: bytes) -> None:
         data = self._framed(block)
         if data:
-            self._send(data, self._is_complete())
+            self._send(data, self._needs_no_more())
 
-    def _is_complete(self) -> bool:
+    def _needs_no_more(self) -> bool:
         return self._bodiless or self._left == 0
 
     def _framed(self, block: bytes) -> bytes:
