@@ -20,6 +20,7 @@ import threading
 import time
 import typing as t
 from collections import deque
+from contextlib import contextmanager
 
 from .meter import CpuMeter
 
@@ -33,6 +34,8 @@ TICK = 0.005
 # first, waiting work needs more threads; above the second, fewer threads do it faster.
 CPU_FREE = 0.7
 CPU_BUSY = 0.9
+# Threads that may wait for their clients and not count; each costs some 100 KiB.
+MOST_LENT = 256
 # Work that makes more work must not keep the others from being seen.
 MOST_BETWEEN_POLLS = 64
 # Ticks without work after which the pacemaker sleeps until there is some.
@@ -62,6 +65,7 @@ class Crew:
         self._alive = 0
         self._running = 0
         self._wanted = 1
+        self._lent = 0
         self._standby: list[_Standby] = []
         self._progress = 0
         self._meter = CpuMeter()
@@ -101,6 +105,24 @@ class Crew:
         """The same from within `handle`: that thread looks here before it polls again."""
         self._ready.append((target, 0))
 
+    @contextmanager
+    def lend(self) -> t.Iterator[None]:
+        """The calling thread waits for its own client: another may take its place meanwhile.
+
+        Bounded, since clients can make threads wait for as long as time-outs allow.
+        """
+        with self._lock:
+            # One thread means that the application bears no second one.
+            is_lent = 1 < self._most and self._lent < MOST_LENT
+            if is_lent:
+                self._lent += 1
+        try:
+            yield
+        finally:
+            if is_lent:
+                with self._lock:
+                    self._lent -= 1
+
     def _work(self) -> None:
         ready = self._ready
         standby = _Standby()
@@ -116,8 +138,8 @@ class Crew:
                 handled = 0
                 if self._polling.acquire(False):
                     self._poll(waits=True)
-                else:
-                    self._rest(standby, is_surplus=False)
+                elif not self._rest(standby, is_surplus=False):
+                    return
                 continue
             handled += 1
             try:
@@ -125,14 +147,18 @@ class Crew:
             except Exception:
                 log.exception("http: internal error in %r", target)
             self._progress += 1
-            if self._running > self._wanted:
-                self._rest(standby, is_surplus=True)
-        self._meter.unwatch()
+            if self._running > self._wanted and not self._rest(standby, is_surplus=True):
+                return
         with self._lock:
-            self._running -= 1
-            self._alive -= 1
-            if not self._alive:
-                self.poller.close()
+            self._leave_locked()
+
+    def _leave_locked(self) -> None:
+        """The calling thread ends. Counted at once, so that not all leave for the same reason."""
+        self._meter.unwatch()
+        self._running -= 1
+        self._alive -= 1
+        if not self._alive:
+            self.poller.close()
 
     def _poll(self, waits: bool) -> None:
         """Get work, with the polling lock held; it is released before any work is done."""
@@ -160,29 +186,40 @@ class Crew:
             except Exception:
                 log.exception("http: internal error in %r", target)
 
-    def _rest(self, standby: _Standby, is_surplus: bool) -> None:
-        """Wait to be called. A surplus thread stays when others have left before it."""
+    def _rest(self, standby: _Standby, is_surplus: bool) -> bool:
+        """Wait to be called; False when the thread is to end instead.
+
+        A surplus thread stays when others have left before it.
+        """
         with self._lock:
-            if self._is_stopped or (is_surplus and self._running <= self._wanted):
-                return
+            if self._is_stopped or self._alive > self._limit():
+                self._leave_locked()
+                return False
+            if is_surplus and self._running <= self._wanted:
+                return True
             self._running -= 1
             self._standby.append(standby)
         # What came before this thread was on the list would wait for nobody.
         if self._running < self._wanted and (self._ready or not self._polling.locked()):
             self._call(1)
         standby.wait()
+        return True
+
+    def _limit(self) -> int:
+        """The most threads there may be now."""
+        return self._most + self._lent
 
     def _call(self, count: int) -> None:
         """Let `count` more threads take part."""
         called: list[_Standby] = []
         with self._lock:
             for _ in range(count):
-                if self._is_stopped or self._running >= self._most:
+                if self._is_stopped or self._running >= self._limit():
                     break
                 if self._standby:
                     called.append(self._standby.pop())
                     self._running += 1
-                elif self._alive >= self._most or not self._add_thread():
+                elif self._alive >= self._limit() or not self._add_thread():
                     break
         for one in called:
             one.call()
@@ -239,9 +276,9 @@ class Crew:
         if is_stuck and (demand < CPU_BUSY or still >= self._running):
             # All threads are inside requests. When these compute, the next one comes later
             # the more there are, since each takes the interpreter from the others.
-            self._wanted = min(self._most, self._running + max(1, len(self._ready)))
+            self._wanted = min(self._limit(), self._running + max(1, len(self._ready)))
         elif self._ready and demand + waited < CPU_FREE:
-            self._wanted = min(self._most, self._wanted * 2)
+            self._wanted = min(self._limit(), self._wanted * 2)
         elif demand > CPU_BUSY and self._wanted > 1:
             self._wanted -= 1
         missing = self._wanted - self._running
