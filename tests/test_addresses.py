@@ -117,7 +117,11 @@ def test_E14_an_address_that_the_new_code_drops_is_emptied_and_closed(program: P
     one = program.start(f"unix:{kept}", f"unix:{dropped}")
     one.wait_for("Serving HTTP", 2)
     # The old process is stopped while the new one begins, so that clients queue up.
-    stop = "import signal\n@server.before_begin\ndef stop(addr): os.kill(os.getppid(), signal.SIGSTOP); print('at', addr)"
+    stop = (
+        "import signal\n"
+        "@server.before_begin\n"
+        "def stop(addr): os.kill(os.getppid(), signal.SIGSTOP); print('at', addr)\n"
+    )
     program.write(f"unix:{added}", f"unix:{kept}", more=stop)
     os.kill(one.pid, signal.SIGHUP)
     one.wait_for(f"^at {kept}$")
