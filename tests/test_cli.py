@@ -164,6 +164,7 @@ WRONG = [
     ("web.app", "no module named 'web.app': 'web' is no package; did you mean 'web:app'?"),
     ("web.py", "'web.py' is a file; expected the name of a module, such as 'web'"),
     ("package/wsgi.py:app", "'package/wsgi.py' is a file; expected the name of a module, such as 'package.wsgi'"),  # noqa: E501
+    ("../web.py", "'../web.py' is a file; expected the name of a module, below the current directory"),  # noqa: E501
     ("we-b:app", "'we-b' is no name of a module; expected module:app, module:create_app() or module"),  # noqa: E501
     ("web:", "'web:': expected module:app, module:create_app() or module"),
     (":app", "':app': expected module:app, module:create_app() or module"),
@@ -177,6 +178,7 @@ WRONG = [
     ("web:start", "web:start is a function that makes the application; add (): 'web:start()'"),
     ("web:configured", "web:configured(config) is no WSGI application, which takes environ and start_response; if it makes the application, give it its arguments: 'web:configured(...)'"),  # noqa: E501
     ("web:configured()", "web:configured(config) can't be called so: missing a required argument: 'config'"),  # noqa: E501
+    ("web:app()", "web:app(environ, start_response) can't be called so: missing a required argument: 'environ'; did you mean 'web:app'?"),  # noqa: E501
     ("web:create_app(x)", "'web:create_app(x)': arguments must be literals, such as 'x', 1, True, None or ['a']"),  # noqa: E501
     ("web:create_app(**{})", "'web:create_app(**{{}})': arguments must be literals, such as 'x', 1, True, None or ['a']"),  # noqa: E501
     ("web:app + app", "'web:app + app': 'app + app' is no name; expected module:app, module:create_app() or module"),  # noqa: E501
@@ -213,7 +215,7 @@ def test_a_file_that_is_no_certificate_is_named(place: Path) -> None:
     flags = ("--certfile", "garbage.pem", "--keyfile", "garbage.pem")
     status, _, err = run(place, *flags, "web")
     assert status == 2
-    begin = "flask_graceful: --certfile 'garbage.pem', --keyfile 'garbage.pem': no certificate and"
+    begin = "flask_graceful: --certfile 'garbage.pem', --keyfile 'garbage.pem': not a certificate"
     assert err.startswith(begin)
     assert err.count("\n") == 1
 

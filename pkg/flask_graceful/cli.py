@@ -176,7 +176,7 @@ def _check_certificate(parser: argparse.ArgumentParser, certfile: str, keyfile: 
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         parser.error(
-            f"--certfile {certfile!r}, --keyfile {keyfile!r}: no certificate and its key: {reason}"
+            f"--certfile {certfile!r}, --keyfile {keyfile!r}: not a certificate with its key: {reason}"
         )
 
 

@@ -108,10 +108,10 @@ def _arguments(text: str, node: ast.Call) -> _Call:
 
 def _import(name: str) -> types.ModuleType:
     if name.endswith(".py") or os.sep in name:
-        path = name[:-3] if name.endswith(".py") else name
-        dotted = os.path.relpath(path).replace(os.sep, ".")
-        raise LoadError(f"{name!r} is a file; expected the name of a module, such as {dotted!r}")
-    if not all(part.isidentifier() for part in name.split(".")):
+        dotted = os.path.relpath(name).removesuffix(".py").replace(os.sep, ".")
+        here = f"such as {dotted!r}" if _is_dotted(dotted) else "below the current directory"
+        raise LoadError(f"{name!r} is a file; expected the name of a module, {here}")
+    if not _is_dotted(name):
         raise LoadError(f"{name!r} is no name of a module; expected {FORMS}")
     try:
         return importlib.import_module(name)
@@ -120,6 +120,10 @@ def _import(name: str) -> types.ModuleType:
         if f"{name}.".startswith(f"{missing}.") and not _comes_from_user(error):
             raise LoadError(_missing_module(name, missing)) from None
         raise
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _comes_from_user(error: BaseException) -> bool:
@@ -225,7 +229,9 @@ def _called(value: t.Any, label: str, call: _Call) -> t.Any:
     signature = _signature(value)
     misfit = signature and _misfit(signature, *call.args, **call.kwargs)
     if misfit is not None:
-        raise LoadError(f"{label}{signature} can't be called so: {misfit}")
+        is_app = signature and _misfit(signature, {}, None) is None
+        hint = f"; did you mean {label!r}?" if is_app else ""
+        raise LoadError(f"{label}{signature} can't be called so: {misfit}{hint}")
     return value(*call.args, **call.kwargs)
 
 
