@@ -56,7 +56,7 @@ FILES = {
     "empty.py": "",
     "broken.py": "def app(environ, start_response):\n    return [\n",
     "dependency.py": "import no_such_dependency\n",
-    "itself.py": "import itself.part\n",
+    "itself/__init__.py": "import itself.part\n",
     "fails.py": "1 / 0\n",
     "failing_factory.py": "def create_app():\n    raise LookupError('no configuration')\n",
     "silenced.py": "import logging.config\n"
@@ -221,22 +221,26 @@ def test_a_file_that_is_no_certificate_is_named(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "error"),
+    ("file", "target", "error"),
     [
-        ("broken", "SyntaxError: "),
-        ("dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
-        ("itself", "ModuleNotFoundError: No module named 'itself.part'"),
-        ("fails", "ZeroDivisionError: "),
-        ("failing_factory:create_app()", "LookupError: no configuration"),
+        ("broken.py", "broken", "SyntaxError: "),
+        (
+            "dependency.py",
+            "dependency",
+            "ModuleNotFoundError: No module named 'no_such_dependency'",
+        ),
+        ("itself/__init__.py", "itself.part", "ModuleNotFoundError: No module named 'itself.part'"),
+        ("fails.py", "fails", "ZeroDivisionError: "),
+        ("failing_factory.py", "failing_factory:create_app()", "LookupError: no configuration"),
     ],
 )
 def test_an_error_of_the_users_own_code_keeps_its_traceback(
-    place: Path, target: str, error: str
+    place: Path, file: str, target: str, error: str
 ) -> None:
     status, _, err = run(place, target)
     assert status == 1
     assert err.startswith("Traceback (most recent call last):\n")
-    assert f'{target.partition(":")[0]}.py", line ' in err
+    assert f'{file}", line ' in err
     assert err.splitlines()[-1].startswith(error)
 
 

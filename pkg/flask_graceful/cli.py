@@ -175,9 +175,8 @@ def _check_certificate(parser: argparse.ArgumentParser, certfile: str, keyfile: 
         context.load_cert_chain(certfile, keyfile, _no_password)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        parser.error(
-            f"--certfile {certfile!r}, --keyfile {keyfile!r}: not a certificate with its key: {reason}"
-        )
+        files = f"--certfile {certfile!r}, --keyfile {keyfile!r}"
+        parser.error(f"{files}: not a certificate with its key: {reason}")
 
 
 def _no_password() -> t.NoReturn:
