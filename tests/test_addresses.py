@@ -148,7 +148,7 @@ def hello(environ: t.Any, start_response: t.Any) -> list[bytes]:
         ([], ValueError, "no address: expected at least one"),
         ([":0", "unix:s", ":0"], ValueError, "address ':0' is given 2 times"),
         ([":0", "8000"], ValueError, "address '8000': expected host:port"),
-        ([8000], TypeError, "address 8000: expected text, such as ':8000'"),
+        ([8000], TypeError, "address: expected a string such as ':8000', got 8000"),
     ],
 )
 def test_wrong_addresses_are_refused(addresses: t.Any, error: t.Any, text: str) -> None:
