@@ -17,6 +17,7 @@ FLOORS = [
     ["wire", "exchange", "crew", "connection", "handover"],
     ["server"],
     ["successor", "restart"],
+    ["loader", "cli", "__main__"],
     ["__init__"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]

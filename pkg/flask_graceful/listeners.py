@@ -41,7 +41,7 @@ class Address(t.NamedTuple):
 def parse_address(text: str, default_port: int = 80) -> Address:
     """Read an address.
 
-    :raises ValueError: it is in no known form.
+    :raises ValueError: it is in no known form; TypeError: it is no text.
     """
     if not isinstance(text, str):
         raise TypeError(f"address: expected a string such as ':8000', got {text!r}")
@@ -59,16 +59,35 @@ def parse_address(text: str, default_port: int = 80) -> Address:
     return Address(text, match[1] or match[2] or "", int(port))
 
 
+def parse_addresses(addr: str | t.Sequence[str]) -> list[Address]:
+    """Read one address or several.
+
+    :raises ValueError: there is none, one is in no known form, or one is given twice: a successor
+        could not tell the two sockets apart.
+    :raises TypeError: one is no text.
+    """
+    addresses = [parse_address(text) for text in ([addr] if isinstance(addr, str) else addr)]
+    if not addresses:
+        raise ValueError("no address: expected at least one, such as ':8000'")
+    texts = [address.text for address in addresses]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise ValueError(f"address {text!r} is given {texts.count(text)} times")
+    return addresses
+
+
 class Listener:
     """One listening socket.
 
     :param sock: bound and listening; the listener owns it from now on.
     :param requested: the address as asked for, by which a successor finds it.
+    :param is_inherited: another process had it first, and may still serve it.
     """
 
-    def __init__(self, sock: socket.socket, requested: str) -> None:
+    def __init__(self, sock: socket.socket, requested: str, is_inherited: bool = False) -> None:
         self.sock = sock
         self.requested = requested
+        self.is_inherited = is_inherited
         self.network = "tcp" if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"
         sock.setblocking(False)
         name = sock.getsockname()
@@ -117,6 +136,34 @@ def listen(address: Address) -> Listener:
             text += _holder_text(address.port)
         raise ListenError(error.errno, text) from error
     return Listener(sock, address.text)
+
+
+def acquire(addresses: t.Iterable[Address], inherited: dict[str, Listener]) -> list[Listener]:
+    """The listeners of all addresses, or of none: the inherited ones, and the others bound.
+
+    :param inherited: by the address that was asked for. Those that nobody asks for any more are
+        closed; what waits in their queues is left to the process that they came from.
+    :raises ListenError: an address can't be bound. None of them is held then.
+    """
+    listeners: list[Listener] = []
+    try:
+        for address in addresses:
+            if address.text in inherited:
+                listeners.append(inherited.pop(address.text))
+            else:
+                listeners.append(listen(address))
+    except BaseException:
+        give_up(listeners)
+        raise
+    finally:
+        give_up(inherited.values())
+    return listeners
+
+
+def give_up(listeners: t.Iterable[Listener]) -> None:
+    """Close listeners that were never served. An inherited one's file is not ours to remove."""
+    for listener in listeners:
+        listener.close(unlink=not listener.is_inherited)
 
 
 def join_host_port(host: str, port: int) -> str:

@@ -24,7 +24,7 @@ import typing as t
 from collections import deque
 
 from .handover import Channel, claim_channel
-from .listeners import Listener, listen
+from .listeners import Listener, acquire, give_up, parse_addresses
 from .poller import NEVER, Deadlines, Signals, new_poller
 from .server import Server, ServerClosed
 from .successor import Successor, inherit_listeners
@@ -68,19 +68,22 @@ class State(enum.Enum):
 class GracefulServer(Server):
     """A `Server` that restarts on SIGHUP and stops on SIGTERM or SIGINT without losing a request.
 
-    Parameters are those of :class:`Server`.
+    Parameters are those of :class:`Server`, and `addr` may be a sequence of addresses: all of them
+    are bound before one is served, and a successor inherits each by its text.
     """
 
-    def __init__(self, addr: str, app: WSGIApplication, **options: t.Any) -> None:
-        super().__init__(addr, app, **options)
+    def __init__(self, addr: str | t.Sequence[str], app: WSGIApplication, **options: t.Any) -> None:
+        self.addresses = parse_addresses(addr)
+        super().__init__(self.addresses[0].text, app, **options)
         self._before_begin: list[BeforeBegin] = []
         self._signal_hooks: dict[tuple[int, int], list[t.Callable[[], object]]] = {}
         self._life: _Life | None = None
 
     @property
     def before_begin(self) -> t.Callable[[BeforeBegin], BeforeBegin]:
-        """A decorator: call the function with the listening address before serving begins (E8).
+        """A decorator: call the function with each listening address before serving begins (E8).
 
+        Without such a function, the process id and each address are logged, as in endless.
         In a successor this is before the old process is told to stop: an exception here leaves
         the old one serving. Assigning a function, as the article does, replaces all others.
         """
@@ -107,10 +110,10 @@ class GracefulServer(Server):
         self._signal_hooks.setdefault((when, int(signum)), []).append(func)
 
     def listen_and_serve(self) -> t.NoReturn:
-        """Bind or inherit the address, and serve until a signal ends it. In the main thread.
+        """Bind or inherit the addresses, and serve until a signal ends it. In the main thread.
 
         :raises ServerClosed: the normal end; its text is that of Go's accept error.
-        :raises ListenError: the address can't be bound.
+        :raises ListenError: an address can't be bound; none of them is held then.
         :raises RuntimeError: called outside the main thread, where signals can't be handled.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -132,15 +135,23 @@ class GracefulServer(Server):
             except Exception:
                 log.exception("%d %s hook failed", os.getpid(), SIGNALS[signum])
 
-    def begin(self, listener: Listener) -> Acceptor:
-        """Run the hooks, then accept connections."""
-        for func in self._before_begin:
-            func(listener.address)
-        return self._start(listener)
+    def begin(self, listeners: t.Sequence[Listener]) -> list[Acceptor]:
+        """Run the hooks for all addresses, then accept connections."""
+        for listener in listeners:
+            for func in self._before_begin:
+                func(listener.address)
+            if not self._before_begin:
+                where = "unix:" if listener.network == "unix" else ""
+                where += listener.address
+                log.info("%d Serving %s on %s", os.getpid(), self.scheme.upper(), where)
+        return [self._start(listener) for listener in listeners]
 
-    def lame_duck(self, successor_listens: bool) -> None:
-        """Begin to shut down: idle connections stay, and may send one more request."""
-        self._begin_shutdown(drain_queues=not successor_listens, unlink=not successor_listens)
+    def lame_duck(self, kept: t.Collection[str]) -> None:
+        """Begin to shut down: idle connections stay, and may send one more request.
+
+        :param kept: the addresses that a successor goes on with.
+        """
+        self._begin_shutdown(drain_queues=True, kept=kept)
         self._run_shutdown_hooks()
 
     def _settle(self) -> None:
@@ -168,7 +179,7 @@ class _Life:
         self._poller = new_poller()
         self._posted: deque[t.Callable[[], object]] = deque()
         self._state = State.INIT
-        self._acceptor: Acceptor | None = None
+        self._acceptors: list[Acceptor] = []
         # The old process, as long as it lives; this process is its successor.
         self._parent: Channel | None = None
         self._successor: Successor | None = None
@@ -192,7 +203,7 @@ class _Life:
         try:
             with Signals(SIGNALS) as signals:
                 self._poller.register_level(signals.fileno(), lambda: self._on_signals(signals))
-                listener = self._begin()
+                self._begin()
                 while not self._is_finished():
                     self._turn()
                 log.info("%d Serve() returning...", os.getpid())
@@ -201,12 +212,13 @@ class _Life:
                 self._successor.let_go()
             if self._parent is not None:
                 self._parent.close()
-            if self._acceptor is not None:
+            if self._acceptors:
                 self._server.close()
             self._poller.close()
-        assert self._acceptor is not None
-        if not isinstance(self._acceptor.error, ServerClosed):
-            raise self._acceptor.error
+        for acceptor in self._acceptors:
+            if acceptor.has_failed():
+                raise acceptor.error
+        listener = self._acceptors[0].listener
         address = f"{listener.network} {listener.address}"
         raise ServerClosed(f"accept {address}: use of closed network connection")
 
@@ -220,34 +232,35 @@ class _Life:
             t.cast("_Timer", timer).func()
 
     def _is_finished(self) -> bool:
-        server = self._server
-        return bool(server._drained.is_set() or (self._acceptor and self._acceptor.has_failed()))
+        return self._server._drained.is_set() or any(
+            acceptor.has_failed() for acceptor in self._acceptors
+        )
+
+    def _listeners(self) -> list[Listener]:
+        return [acceptor.listener for acceptor in self._acceptors]
 
     # The beginning.
 
-    def _begin(self) -> Listener:
-        """Get the listener, run the hooks, accept, and tell the old process if there is one."""
+    def _begin(self) -> None:
+        """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         global _parent_channel
         channel, _parent_channel = _parent_channel, None
         inherited = inherit_listeners(channel) if channel else {}
-        listener = inherited.pop(self._server.address.text, None) or listen(self._server.address)
-        for unclaimed in inherited.values():
-            unclaimed.close(unlink=False)
+        listeners = acquire(self._server.addresses, inherited)
         try:
-            self._acceptor = self._server.begin(listener)
+            self._acceptors = self._server.begin(listeners)
         except BaseException:
-            listener.close(unlink=channel is None)
+            give_up(listeners)
             raise
         self._state = State.RUNNING
         if channel is not None:
             self._relieve_parent(channel)
-        return listener
 
     def _relieve_parent(self, channel: Channel) -> None:
         """This process serves: tell the old one, as endless does, with a SIGTERM."""
         parent = os.getppid()
         try:
-            channel.send({"ready": True})
+            channel.send({"ready": True, "listeners": [one.requested for one in self._listeners()]})
         except OSError:
             # The old process died meanwhile, and getppid() is somebody else.
             channel.close()
@@ -308,10 +321,9 @@ class _Life:
             self._spawn()
 
     def _spawn(self) -> None:
-        assert self._acceptor is not None
         self._wants_restart = False
         try:
-            self._successor = Successor(self._acceptor.listener)
+            self._successor = Successor(self._listeners())
         except OSError as error:
             log.error("%d Restart failed: can't start the successor: %s", os.getpid(), error)
             return
@@ -372,9 +384,9 @@ class _Life:
         if self._successor is not None and not self._is_succeeded:
             log.info("%d Stopping successor %d too.", os.getpid(), self._successor.pid)
             self._successor.signal(signal.SIGTERM)
-        assert self._acceptor is not None
-        self._server.lame_duck(self._is_succeeded)
-        log.info("%d %s Listener closed.", os.getpid(), self._acceptor.listener.address)
+        self._server.lame_duck(self._successor.listening if self._successor else ())
+        for listener in self._listeners():
+            log.info("%d %s Listener closed.", os.getpid(), listener.address)
         log.info("%d Waiting for connections to finish...", os.getpid())
         self._set(self._hammer_timer, self._settings.hammer_time)
         if self._settings.idle_grace:

@@ -58,6 +58,9 @@ class Server:
         wrong type.
     """
 
+    # What the listeners speak, in environ and in the log.
+    scheme = "http"
+
     def __init__(
         self,
         addr: str,
@@ -178,13 +181,20 @@ class Server:
         acceptor.start()
         return acceptor
 
-    def _begin_shutdown(self, drain_queues: bool, unlink: bool = True) -> None:
+    def _begin_shutdown(self, drain_queues: bool, kept: t.Collection[str] = ()) -> None:
+        """Accept no more.
+
+        :param drain_queues: first take the connections that the kernel let in already.
+        :param kept: listeners, by the address asked for, that another process goes on serving:
+            their queues and files are left to it.
+        """
         with self._lock:
             self.is_stopping = True
             self.keeps_alive = False
             acceptors = list(self._acceptors)
         for acceptor in acceptors:
-            acceptor.stop(drain_queues, unlink)
+            is_kept = acceptor.listener.requested in kept
+            acceptor.stop(drain_queues and not is_kept, unlink=not is_kept)
         self._settle()
 
     def _run_shutdown_hooks(self) -> None:
@@ -230,7 +240,7 @@ class Acceptor:
         self.slot = Deadlines.NO_SLOT
         self._server = server
         self._base = base_environ(
-            listener.host, str(listener.port), "http", server.settings.threads
+            listener.host, str(listener.port), server.scheme, server.settings.threads
         )
         self._pause = 0.0
         self._lock = threading.Lock()

@@ -17,6 +17,11 @@ from dataclasses import dataclass, field, fields
 SECONDS = "seconds"
 BYTES = "bytes"
 COUNT = "count"
+_EXPECTED = {
+    SECONDS: "a number of seconds",
+    BYTES: "a whole number of bytes",
+    COUNT: "a whole number",
+}
 
 
 def _setting(default: t.Any, unit: str, help: str) -> t.Any:
@@ -74,16 +79,73 @@ class Settings:
         return cls(**options)
 
 
+class Row(t.NamedTuple):
+    """One setting as people read it. Its flag is `--` and the name with dashes."""
+
+    name: str
+    default: str
+    unit: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def rows() -> list[Row]:
+    """The table of settings, in its order."""
+    return [
+        Row(
+            row.name,
+            _default_text(row.metadata["unit"], row.default),
+            row.metadata["unit"],
+            row.metadata["help"],
+        )
+        for row in fields(Settings)
+    ]
+
+
+def markdown_rows() -> t.Iterator[str]:
+    """The table of settings as the lines of a markdown table, for the documents."""
+    yield "| setting | default | unit | |"
+    yield "|---|---|---|---|"
+    for row in rows():
+        yield f"| `{row.name}` | {row.default} | {row.unit} | {row.help} |"
+
+
+def from_text(name: str, text: str) -> float | int:
+    """Read the value of a setting as people write it; `off` is 0 seconds.
+
+    :raises ValueError: it is no number, or out of range; TypeError: it is a number of no use.
+    """
+    unit = next(row.unit for row in rows() if row.name == name)
+    value: float | int
+    try:
+        if unit == SECONDS:
+            value = 0.0 if text == "off" else float(text)
+        else:
+            value = int(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected {_EXPECTED[unit]}, got {text!r}") from None
+    return _checked(name, unit, value)
+
+
+def _default_text(unit: str, value: t.Any) -> str:
+    if unit == SECONDS:
+        return f"{value:g}" if value else "off"
+    return str(value)
+
+
 def _checked(name: str, unit: str, value: t.Any) -> float | int:
     if unit == SECONDS:
         if value is None:
             return 0.0
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise TypeError(f"{name}: expected a number of seconds, got {value!r}")
+            raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
         # A limit that never comes is no limit.
         return 0.0 if value < 0 or math.isinf(value) else float(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number of {unit}, got {value!r}")
+        raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
     if name == "threads" and not 1 <= value <= 10_000:
         raise ValueError(f"threads: expected 1 to 10000, got {value}")
     if name == "max_header_bytes" and value <= 0:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import typing as t
 
 from .handover import VARIABLE, Channel, HandoverError
 from .listeners import Listener
@@ -46,14 +47,19 @@ _directory = _start_directory()
 class Successor:
     """The process that is to take over: the same command, started anew."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listeners: t.Sequence[Listener]) -> None:
         self.is_ready = False
+        # The addresses that it goes on with, once it is ready.
+        self.listening: list[str] = []
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         try:
             # Sent before anybody is there to receive it: whatever happens to this process from
-            # now on, the listening socket outlives it.
-            self.channel.send({"listeners": [listener.requested]}, [listener.fileno()])
+            # now on, the listening sockets outlive it.
+            self.channel.send(
+                {"listeners": [listener.requested for listener in listeners]},
+                [listener.fileno() for listener in listeners],
+            )
             fd = theirs.fileno()
             environ = {**os.environ, "PWD": _directory, VARIABLE: f"{os.getpid()}:{fd}"}
             command = [sys.executable, *sys.orig_argv[1:]]
@@ -70,7 +76,9 @@ class Successor:
         try:
             is_open = self.channel.fill()
             while (record := self.channel.next()) is not None:
-                self.is_ready = self.is_ready or bool(record.data.get("ready"))
+                if record.data.get("ready"):
+                    self.is_ready = True
+                    self.listening = record.data["listeners"]
         except HandoverError as error:
             log.error("%d Successor %d: %s", os.getpid(), self.pid, error)
             self.kill()
@@ -120,6 +128,6 @@ def inherit_listeners(channel: Channel) -> dict[str, Listener]:
         return {}
     names = record.data["listeners"]
     return {
-        name: Listener(socket.socket(fileno=fd), name)
+        name: Listener(socket.socket(fileno=fd), name, is_inherited=True)
         for name, fd in zip(names, record.fds, strict=True)
     }

@@ -1,0 +1,5 @@
+"""`python -m flask_graceful`."""
+
+from .cli import main
+
+main()
