@@ -18,6 +18,7 @@ import enum
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import typing as t
@@ -127,6 +128,16 @@ class GracefulServer(Server):
         self._life = _Life(self)
         self._life.run()
 
+    def serve(self, listener: Listener | socket.socket) -> t.NoReturn:
+        """Not for this class: a successor could not find a socket that others have made.
+
+        :raises TypeError: always; it names the remedy.
+        """
+        raise TypeError(
+            "a GracefulServer binds its addresses itself, so that a successor finds them: use "
+            "listen_and_serve(); to serve a socket of your own, use Server"
+        )
+
     def run_signal_hooks(self, when: int, signum: int) -> None:
         """Call the hooks of a signal. A hook that fails stops neither the others nor the act."""
         for func in self._signal_hooks.get((when, signum), ()):
@@ -197,7 +208,10 @@ class _Life:
         self._poller.wake()
 
     def look(self) -> None:
-        """Something about the server has changed; the loop looks at it when it goes round."""
+        """Something about the server has changed: when it can't accept any more, it ends, but not
+        before its requests do."""
+        if self._state is State.RUNNING and self._failure() is not None:
+            self._stop()
 
     def run(self) -> t.NoReturn:
         try:
@@ -215,9 +229,9 @@ class _Life:
             if self._acceptors:
                 self._server.close()
             self._poller.close()
-        for acceptor in self._acceptors:
-            if acceptor.has_failed():
-                raise acceptor.error
+        failure = self._failure()
+        if failure is not None:
+            raise failure
         listener = self._acceptors[0].listener
         address = f"{listener.network} {listener.address}"
         raise ServerClosed(f"accept {address}: use of closed network connection")
@@ -232,9 +246,11 @@ class _Life:
             t.cast("_Timer", timer).func()
 
     def _is_finished(self) -> bool:
-        return self._server._drained.is_set() or any(
-            acceptor.has_failed() for acceptor in self._acceptors
-        )
+        return self._server._drained.is_set()
+
+    def _failure(self) -> Exception | None:
+        """The error by which accepting ended, if it was none of ours."""
+        return next((one.error for one in self._acceptors if one.has_failed()), None)
 
     def _listeners(self) -> list[Listener]:
         return [acceptor.listener for acceptor in self._acceptors]
