@@ -17,7 +17,11 @@ import re
 
 import httptools
 
+from .body import FORBIDDEN_TRAILERS
 from .errors import ProtocolError
+
+# Empty lines that are skipped before a request line, as in Go (row P15).
+MAX_EMPTY_LINES = 2
 
 # What a head may be longer than max_header_bytes, as in Go (spec row P1).
 HEAD_SLACK = 4096
@@ -68,11 +72,12 @@ class Request:
 class HeadBuffer:
     """Bytes received and not yet used. Finds the end of a head without looking twice."""
 
-    __slots__ = ("_limit", "_scanned", "data")
+    __slots__ = ("_limit", "_scanned", "_skipped", "data")
 
     def __init__(self, max_header_bytes: int) -> None:
         self.data = bytearray()
         self._scanned = 0
+        self._skipped = 0
         self._limit = max_header_bytes + HEAD_SLACK
 
     def take(self, received: bytes) -> bytes | None:
@@ -82,14 +87,23 @@ class HeadBuffer:
         :raises ProtocolError: the head is longer than the limit (431).
         """
         data = self.data
-        if not data and received.find(b"\r\n\r\n") == len(received) - 4 and len(received) > 4:
+        if (
+            not data
+            and received.find(b"\r\n\r\n") == len(received) - 4
+            and len(received) > 4
+            and received[0] not in b"\r\n"
+        ):
             # The usual case: exactly one head, which needs no buffer.
             if len(received) > self._limit:
                 raise _too_large()
+            self._skipped = 0
             return received
         data += received
-        if data.startswith((b"\r", b"\n")):
-            self._skip_empty_lines()
+        while self._skipped < MAX_EMPTY_LINES and data.startswith(b"\r\n"):
+            # RFC 9112, section 2.2: an empty line before a request line is not the client's
+            # meaning. Whatever else stands in that place is refused by the parser.
+            del data[:2]
+            self._skipped += 1
         end = data.find(b"\r\n\r\n", self._scanned)
         if end < 0:
             if len(data) >= self._limit:
@@ -100,17 +114,8 @@ class HeadBuffer:
             raise _too_large()
         head = bytes(data[: end + 4])
         del data[: end + 4]
-        self._scanned = 0
+        self._scanned = self._skipped = 0
         return head
-
-    def _skip_empty_lines(self) -> None:
-        """RFC 9112, section 2.2: an empty line before a request line is not the client's meaning.
-
-        Two of them, as Go allows (row P15); anything else in that place is refused by the parser.
-        """
-        for _ in range(2):
-            if self.data.startswith(b"\r\n"):
-                del self.data[:2]
 
 
 def _too_large() -> ProtocolError:
@@ -124,6 +129,9 @@ class HeadParser:
     def __init__(self) -> None:
         self._renew()
         self._fields: dict[str, str] = {}
+        # All values of the fields that came more than once. Joined at the end: a head of a
+        # hundred thousand equal names would otherwise copy its values as often.
+        self._repeated: dict[str, list[str]] = {}
 
     def parse(self, head: bytes) -> Request:
         """The request that a complete head, from request line to empty line, announces.
@@ -144,6 +152,7 @@ class HeadParser:
         request.fields = self._parse_fields(head, line_end)
         _read_target(request, target.decode("latin-1"))
         _read_framing(request)
+        _read_connection(request)
         return request
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -151,16 +160,20 @@ class HeadParser:
         key = _KEYS.get(name)
         if key is None:
             key = _learn_key(name)
+        if not key:
+            return
         text = value.decode("latin-1").strip(" \t")
         fields = self._fields
         if key in fields:
             if key in _SINGLE:
                 raise ProtocolError(f"repeated {name.decode('latin-1')} header")
-            text = fields[key] + ("; " if key == "HTTP_COOKIE" else ", ") + text
-        fields[key] = text
+            self._repeated.setdefault(key, [fields[key]]).append(text)
+        else:
+            fields[key] = text
 
     def _parse_fields(self, head: bytes, line_end: int) -> dict[str, str]:
         fields = self._fields = {}
+        self._repeated.clear()
         try:
             self._parser.feed_data(_ANY_REQUEST_LINE + head[line_end:])
         except httptools.HttpParserUpgrade:
@@ -179,7 +192,8 @@ class HeadParser:
         ):
             # llhttp now waits for a body, or takes nothing more on a connection that closes.
             self._renew()
-        fields.pop("", None)
+        for key, texts in self._repeated.items():
+            fields[key] = ("; " if key == "HTTP_COOKIE" else ", ").join(texts)
         return fields
 
     def _renew(self) -> None:
@@ -190,9 +204,10 @@ class HeadParser:
 _ANY_REQUEST_LINE = b"GET / HTTP/1.1"
 
 # Fields whose repetition could mean two things.
-_SINGLE = frozenset({"CONTENT_LENGTH", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
+_SINGLE = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
 
-# CGI names of field names as clients spell them. Bounded, since clients choose the spelling.
+# CGI names of field names as clients spell them; "" for those that are dropped. Bounded, since
+# clients choose the spelling.
 _KEYS: dict[bytes, str] = {}
 _MAX_KEYS = 2048
 
@@ -224,11 +239,11 @@ def _read_target(request: Request, target: str) -> None:
     if not target.startswith("/"):
         if request.method == "CONNECT":
             raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
-        if target == "*":
+        if target == "*" and request.method == "OPTIONS":
             request.path, request.query = "*", ""
             return
         absolute = _ABSOLUTE_FORM.fullmatch(target)
-        if absolute is None or not _HOST.fullmatch(absolute[1]):
+        if absolute is None or not absolute[1] or not _HOST.fullmatch(absolute[1]):
             raise ProtocolError("malformed request target")
         fields["HTTP_HOST"] = absolute[1]
         target = absolute[2]
@@ -241,7 +256,7 @@ def _read_target(request: Request, target: str) -> None:
 
 
 def _read_framing(request: Request) -> None:
-    """RFC 9112, sections 6 and 9.3: the body's length and the life of the connection."""
+    """RFC 9112, section 6: the body's length."""
     fields = request.fields
     request.chunked = False
     request.length = 0
@@ -251,9 +266,16 @@ def _read_framing(request: Request) -> None:
             raise ProtocolError("Transfer-Encoding in HTTP/1.0")
         if "CONTENT_LENGTH" in fields:
             raise ProtocolError("both Transfer-Encoding and Content-Length")
+        if "HTTP_TRAILER" in fields:
+            _refuse_trailers(fields["HTTP_TRAILER"])
         request.chunked = True
     elif "CONTENT_LENGTH" in fields:
         request.length = _content_length(fields["CONTENT_LENGTH"])
+
+
+def _read_connection(request: Request) -> None:
+    """RFC 9112, section 9.3, and RFC 9110, section 10.1.1: what the client expects to follow."""
+    fields = request.fields
     request.keep_alive = request.version > 0
     if "HTTP_CONNECTION" in fields:
         tokens = [token.strip(" \t") for token in fields["HTTP_CONNECTION"].lower().split(",")]
@@ -272,6 +294,13 @@ def _refuse_coding(fields: dict[str, str]) -> None:
     coding = fields.get("HTTP_TRANSFER_ENCODING", "chunked")
     if coding.lower() != "chunked":
         raise ProtocolError("unsupported transfer encoding", "501 Not Implemented")
+
+
+def _refuse_trailers(announced: str) -> None:
+    """Row B6: trailers that would change what the request is."""
+    for name in announced.lower().split(","):
+        if name.strip(" \t") in FORBIDDEN_TRAILERS:
+            raise ProtocolError("forbidden name in the Trailer header")
 
 
 def _content_length(text: str) -> int:
