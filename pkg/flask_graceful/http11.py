@@ -229,16 +229,16 @@ def _learn_key(name: bytes) -> str:
 def _read_target(request: Request, target: str) -> None:
     """RFC 9112, section 3.2: the four forms of a target, and the Host that goes with it."""
     request.target = target
+    if request.method == "CONNECT":
+        raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
     fields = request.fields
     host = fields.get("HTTP_HOST")
     if host is None:
-        if request.version and request.method != "CONNECT":
+        if request.version:
             raise ProtocolError("missing required Host header")
     elif not _HOST.fullmatch(host):
         raise ProtocolError("malformed Host header")
     if not target.startswith("/"):
-        if request.method == "CONNECT":
-            raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
         if target == "*" and request.method == "OPTIONS":
             request.path, request.query = "*", ""
             return
