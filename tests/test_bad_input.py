@@ -214,8 +214,9 @@ def reader() -> Reader:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_bad_head_is_refused_and_ends_its_connection(
-    name: str, bad_heads: tuple[Running, Reader]
+    name: str, bad_heads: tuple[Running, Reader], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And nobody is told: clients do what they like (row P18)."""
     one, reader = bad_heads
     data, status = HEADS[name]
     with one.connect() as client:
@@ -223,6 +224,7 @@ def test_a_bad_head_is_refused_and_ends_its_connection(
     assert codes_in(received) == [status]
     assert b"\r\nConnection: close\r\n" in received
     assert reader.begun == []
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -132,10 +132,10 @@ class Exchange:
                 self._budget -= len(decoder.decode(inbox))
             except ProtocolError:
                 return Drained.TOO_MUCH
-            if decoder.done:
-                return Drained.DONE
             if self._budget < 0 or self._received > MAX_DRAIN_RECEIVED:
                 return Drained.TOO_MUCH
+            if decoder.done:
+                return Drained.DONE
             data = self._wire.receive()
             if data is None:
                 return Drained.WAITING
