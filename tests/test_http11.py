@@ -214,3 +214,13 @@ def test_P1_head_limit_is_exact(step: int) -> None:
     with pytest.raises(ProtocolError) as caught:
         take(5097)
     assert caught.value.status == "431 Request Header Fields Too Large"
+
+
+def test_a_head_of_equal_names_costs_no_more_than_one_of_different_names() -> None:
+    """Joined pair by pair, the values of one head kept a thread busy for many seconds."""
+    lines = b"".join(b"a:%d\r\n" % (i % 10) for i in range(150_000))
+    began = time.process_time()
+    request, _, _ = read(b"GET / HTTP/1.1\r\n" + HOST + lines + b"\r\n")
+    assert time.process_time() - began < 1.5
+    assert request.fields["HTTP_A"].startswith("0, 1, 2, 3")
+    assert len(request.fields["HTTP_A"]) == 150_000 * 3 - 2

@@ -21,14 +21,21 @@ if t.TYPE_CHECKING:
 # A chunk's size line, and the trailer section as a whole (rows B5, B6).
 MAX_CHUNK_LINE = 4096
 MAX_TRAILERS = 4096
+# Trailers that would change where the request goes or ends (RFC 9110, section 6.5.1; row B6).
+FORBIDDEN_TRAILERS = frozenset({"content-length", "host", "trailer", "transfer-encoding"})
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+# Blanks stand only before and after a `;` or `=` (BWS in the grammar), not at the line's end.
 _CHUNK_LINE = re.compile(
-    rb"([0-9A-Fa-f]{1,16})[ \t]*"
-    rb"(?:;[ \t]*" + _TOKEN + rb"[ \t]*(?:=[ \t]*(?:" + _TOKEN + rb'|"(?:[\t !#-\[\]-~\x80-\xff]'
-    rb'|\\[\t -~\x80-\xff])*")[ \t]*)?)*'
+    rb"([0-9A-Fa-f]{1,16})"
+    rb"(?:[ \t]*;[ \t]*"
+    + _TOKEN
+    + rb"(?:[ \t]*=[ \t]*(?:"
+    + _TOKEN
+    + rb'|"(?:[\t !#-\[\]-~\x80-\xff]'
+    rb'|\\[\t -~\x80-\xff])*"))?)*'
 )
-_TRAILER_LINE = re.compile(_TOKEN + rb":[\t -~\x80-\xff]*")
+_TRAILER_LINE = re.compile(rb"(" + _TOKEN + rb"):[\t -~\x80-\xff]*")
 
 
 class BodyDecoder(t.Protocol):
@@ -121,8 +128,11 @@ class ChunkedDecoder:
             self.done = True
             return False
         self._trailers += len(line) + 2
-        if not _TRAILER_LINE.fullmatch(line):
+        match = _TRAILER_LINE.fullmatch(line)
+        if match is None:
             raise ProtocolError("malformed trailer")
+        if match[1].decode("ascii").lower() in FORBIDDEN_TRAILERS:
+            raise ProtocolError("forbidden trailer")
         return True
 
     def _line(self, data: bytearray, limit: int) -> bytes | None:

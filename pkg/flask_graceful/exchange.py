@@ -18,7 +18,7 @@ from functools import partial
 from .body import body_decoder
 from .errors import ProtocolError
 from .wire import Disconnected, Wire
-from .wsgi import Response, input_stream
+from .wsgi import Response, answer_asterisk, client_error, input_stream, refusal
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -30,6 +30,8 @@ log = logging.getLogger("flask_graceful")
 
 # An unread body up to this size is read away, so that the connection can go on (rows B8, B9).
 MAX_DRAIN = 256 * 1024
+# So much may come for it; of a body in tiny chunks most bytes are framing.
+MAX_DRAIN_RECEIVED = 8 * MAX_DRAIN
 
 _NOTHING = memoryview(b"")
 _CONTINUE = memoryview(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -55,9 +57,11 @@ class Exchange:
     __slots__ = (
         "_budget",
         "_decoder",
+        "_failure",
         "_keeps_alive",
         "_must_continue",
         "_read_deadline",
+        "_received",
         "_response",
         "_wire",
         "request",
@@ -83,9 +87,14 @@ class Exchange:
         self._must_continue = request.expect_continue
         self._response = Response(request, self._send, self._is_last)
         self._budget = MAX_DRAIN
+        self._received = 0
+        # Why the body can't be read to its end; from then on nothing of it is read.
+        self._failure: OSError | None = None
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment, peer: str) -> None:
         """Call the application and send its answer. Nothing comes out of here but the answer."""
+        if self.request.path == "*":
+            app = answer_asterisk
         receive = partial(self._receive, self._decoder) if self._decoder else None
         environ["wsgi.input"] = input_stream(receive)
         try:
@@ -97,7 +106,7 @@ class Exchange:
     @property
     def keep_alive(self) -> bool:
         """Did the response promise another request, and can the promise be kept?"""
-        return self._response.keep_alive and (self.is_body_over or self._can_drain())
+        return self._response.keep_alive and self._can_go_on()
 
     @property
     def is_body_over(self) -> bool:
@@ -127,50 +136,71 @@ class Exchange:
         inbox = self._wire.inbox.data
         while True:
             try:
-                decoder.decode(inbox)
+                self._budget -= len(decoder.decode(inbox))
             except ProtocolError:
+                return Drained.TOO_MUCH
+            if self._budget < 0 or self._received > MAX_DRAIN_RECEIVED:
                 return Drained.TOO_MUCH
             if decoder.done:
                 return Drained.DONE
-            if self._budget < 0:
-                return Drained.TOO_MUCH
             data = self._wire.receive()
             if data is None:
                 return Drained.WAITING
             if not data:
                 self._wire.fail("the client closed the connection within its request")
-            self._budget -= len(data)
+            self._received += len(data)
             inbox += data
 
-    def _can_drain(self) -> bool:
-        assert self._decoder is not None
+    def _can_go_on(self) -> bool:
+        """Can another request follow this one's body?"""
+        if self._decoder is None or self._decoder.done:
+            return True
+        if self._failure is not None:
+            return False
         remaining = self._decoder.remaining()
-        return not self._must_continue and (remaining is None or remaining <= MAX_DRAIN)
+        return not self.request.expect_continue and (remaining is None or remaining <= MAX_DRAIN)
 
     def _is_last(self) -> bool:
         """Must this response be the connection's last?"""
-        if not self.is_body_over and not self._can_drain():
+        if not self._can_go_on():
             return True
         return not self._keeps_alive(self.is_body_over)
 
     def _receive(self, decoder: BodyDecoder) -> bytes:
-        """The next bytes of the request's body; b"" at its end. Called by the application."""
+        """The next bytes of the request's body; b"" at its end. Called by the application.
+
+        :raises OSError: the body can't be had (rows B7, TM6). The application may still answer.
+        """
         if self._decoder is None:
             raise ValueError("the request is over: its body can't be read any more")
+        if self._failure is not None:
+            raise self._failure
         if self._must_continue:
             self._must_continue = False
-            self._wire.send_by(_CONTINUE, self.write_deadline)
+            if not self._response.head_sent:
+                self._wire.send_by(_CONTINUE, self.write_deadline)
         inbox = self._wire.inbox.data
         while not decoder.done:
             try:
                 content = decoder.decode(inbox)
             except ProtocolError as error:
-                self._wire.fail(f"the request's body is malformed: {error}", error)
+                message = f"the request's body is malformed: {error}"
+                self._failure = client_error(message, Disconnected)
+                raise self._failure from error
             if content:
                 return content
             if not decoder.done:
-                inbox += self._wire.receive_by(self._read_deadline)
+                inbox += self._receive_more()
         return b""
+
+    def _receive_more(self) -> bytes:
+        try:
+            return self._wire.receive_by(self._read_deadline)
+        except Disconnected as error:
+            # Who sends nothing more may still read an answer; sending finds out.
+            self._wire.is_broken = False
+            self._failure = client_error(str(error), Disconnected)
+            raise self._failure from error
 
     def _send(self, data: bytes, is_last: bool) -> None:
         if is_last:
@@ -181,10 +211,14 @@ class Exchange:
     def _fail(self, error: BaseException, peer: str) -> None:
         """The application raised: 500 while nothing was sent, else the connection's end."""
         wire = self._wire
+        if error is self._failure and not self._response.head_sent:
+            self._refuse_body(error)
+            return
         if not wire.is_broken and not isinstance(error, Disconnected):
             log.error("http: panic serving %s: %s", peer, error, exc_info=error)
         if self._response.is_complete:
-            # Only the application's close() can still fail then: the answer stands.
+            # The client gets all that it was promised, but nothing more from this connection.
+            self._response.keep_alive = False
             return
         if self._response.head_sent or wire.is_broken:
             wire.is_broken = True
@@ -195,8 +229,23 @@ class Exchange:
             # The wire is broken; whoever looks at it next ends the connection.
             pass
 
+    def _refuse_body(self, error: BaseException) -> None:
+        """The application left it to the server to answer a body that can't be read.
+
+        What is malformed gets 400; who went silent gets silence (row TM13).
+        """
+        cause = error.__cause__
+        if not isinstance(cause, ProtocolError):
+            self._wire.is_broken = True
+            return
+        try:
+            self.tail = self._wire.send(memoryview(refusal(cause)))
+        except Disconnected:
+            # As above.
+            pass
+
     def over(self) -> None:
         """The request is over: its input reads nothing more, whoever still holds it."""
-        self._decoder = None
+        self._decoder = self._failure = None
         # The two hold each other; without a cycle both go at once.
         del self._response

@@ -17,7 +17,11 @@ import re
 
 import httptools
 
+from .body import FORBIDDEN_TRAILERS
 from .errors import ProtocolError
+
+# Empty lines that are skipped before a request line, as in Go (row P15).
+MAX_EMPTY_LINES = 2
 
 # What a head may be longer than max_header_bytes, as in Go (spec row P1).
 HEAD_SLACK = 4096
@@ -86,15 +90,20 @@ class HeadBuffer:
         if (
             not data
             and received.find(b"\r\n\r\n") == len(received) - 4
-            and received[:1] not in b"\r\n"
+            and len(received) > 4
+            and received[0] not in b"\r\n"
         ):
             # The usual case: exactly one head, which needs no buffer.
             if len(received) > self._limit:
                 raise _too_large()
+            self._skipped = 0
             return received
         data += received
-        if data.startswith((b"\r", b"\n")):
-            self._skip_empty_lines()
+        while self._skipped < MAX_EMPTY_LINES and data.startswith(b"\r\n"):
+            # RFC 9112, section 2.2: an empty line before a request line is not the client's
+            # meaning. Whatever else stands in that place is refused by the parser.
+            del data[:2]
+            self._skipped += 1
         end = data.find(b"\r\n\r\n", self._scanned)
         if end < 0:
             if len(data) >= self._limit:
@@ -112,15 +121,6 @@ class HeadBuffer:
         """Is a complete head in the buffer?"""
         return b"\r\n\r\n" in self.data
 
-    def _skip_empty_lines(self) -> None:
-        """RFC 9112, section 2.2: an empty line before a request line is not the client's meaning.
-
-        Two of them, as Go allows (row P15); anything else in that place is refused by the parser.
-        """
-        while self._skipped < 2 and self.data.startswith(b"\r\n"):
-            del self.data[:2]
-            self._skipped += 1
-
 
 def _too_large() -> ProtocolError:
     status = "431 Request Header Fields Too Large"
@@ -133,7 +133,8 @@ class HeadParser:
     def __init__(self) -> None:
         self._renew()
         self._fields: dict[str, str] = {}
-        # Values of fields that came more than once, joined at the end of the head.
+        # All values of the fields that came more than once. Joined at the end: a head of a
+        # hundred thousand equal names would otherwise copy its values as often.
         self._repeated: dict[str, list[str]] = {}
 
     def parse(self, head: bytes) -> Request:
@@ -155,6 +156,7 @@ class HeadParser:
         request.fields = self._parse_fields(head, line_end)
         _read_target(request, target.decode("latin-1"))
         _read_framing(request)
+        _read_connection(request)
         return request
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -162,6 +164,8 @@ class HeadParser:
         key = _KEYS.get(name)
         if key is None:
             key = _learn_key(name)
+        if not key:
+            return
         text = value.decode("latin-1").strip(" \t")
         fields = self._fields
         if key in fields:
@@ -173,7 +177,7 @@ class HeadParser:
 
     def _parse_fields(self, head: bytes, line_end: int) -> dict[str, str]:
         fields = self._fields = {}
-        self._repeated = {}
+        self._repeated.clear()
         try:
             self._parser.feed_data(_ANY_REQUEST_LINE + head[line_end:])
         except httptools.HttpParserUpgrade:
@@ -187,10 +191,8 @@ class HeadParser:
             raise ProtocolError(f"malformed header: {error}") from error
         if not _LEAVES_LLHTTP_BUSY.isdisjoint(fields):
             self._renew()
-        if self._repeated:
-            _join_repeated(fields, self._repeated)
-            self._repeated = {}
-        fields.pop("", None)
+        for key, texts in self._repeated.items():
+            fields[key] = ("; " if key == "HTTP_COOKIE" else ", ").join(texts)
         return fields
 
     def _renew(self) -> None:
@@ -213,17 +215,12 @@ _LEAVES_LLHTTP_BUSY = frozenset(
 )
 
 # Fields whose repetition could mean two things.
-_SINGLE = frozenset({"CONTENT_LENGTH", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
+_SINGLE = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
 
-# CGI names of field names as clients spell them. Bounded, since clients choose the spelling.
+# CGI names of field names as clients spell them; "" for those that are dropped. Bounded, since
+# clients choose the spelling.
 _KEYS: dict[bytes, str] = {}
 _MAX_KEYS = 2048
-
-
-def _join_repeated(fields: dict[str, str], repeated: dict[str, list[str]]) -> None:
-    """RFC 9110, section 5.3; cookies are joined as RFC 9113, section 8.2.3 does it."""
-    for key, values in repeated.items():
-        fields[key] = ("; " if key == "HTTP_COOKIE" else ", ").join(values)
 
 
 def _learn_key(name: bytes) -> str:
@@ -243,21 +240,21 @@ def _learn_key(name: bytes) -> str:
 def _read_target(request: Request, target: str) -> None:
     """RFC 9112, section 3.2: the four forms of a target, and the Host that goes with it."""
     request.target = target
+    if request.method == "CONNECT":
+        raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
     fields = request.fields
     host = fields.get("HTTP_HOST")
     if host is None:
-        if request.version and request.method != "CONNECT":
+        if request.version:
             raise ProtocolError("missing required Host header")
     elif not _HOST.fullmatch(host):
         raise ProtocolError("malformed Host header")
     if not target.startswith("/"):
-        if request.method == "CONNECT":
-            raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
-        if target == "*":
+        if target == "*" and request.method == "OPTIONS":
             request.path, request.query = "*", ""
             return
         absolute = _ABSOLUTE_FORM.fullmatch(target)
-        if absolute is None or not _HOST.fullmatch(absolute[1]):
+        if absolute is None or not absolute[1] or not _HOST.fullmatch(absolute[1]):
             raise ProtocolError("malformed request target")
         fields["HTTP_HOST"] = absolute[1]
         target = absolute[2]
@@ -270,7 +267,7 @@ def _read_target(request: Request, target: str) -> None:
 
 
 def _read_framing(request: Request) -> None:
-    """RFC 9112, sections 6 and 9.3: the body's length and the life of the connection."""
+    """RFC 9112, section 6: the body's length."""
     fields = request.fields
     request.chunked = False
     request.length = 0
@@ -280,9 +277,16 @@ def _read_framing(request: Request) -> None:
             raise ProtocolError("Transfer-Encoding in HTTP/1.0")
         if "CONTENT_LENGTH" in fields:
             raise ProtocolError("both Transfer-Encoding and Content-Length")
+        if "HTTP_TRAILER" in fields:
+            _refuse_trailers(fields["HTTP_TRAILER"])
         request.chunked = True
     elif "CONTENT_LENGTH" in fields:
         request.length = _content_length(fields["CONTENT_LENGTH"])
+
+
+def _read_connection(request: Request) -> None:
+    """RFC 9112, section 9.3, and RFC 9110, section 10.1.1: what the client expects to follow."""
+    fields = request.fields
     request.keep_alive = request.version > 0
     if "HTTP_CONNECTION" in fields:
         tokens = [token.strip(" \t") for token in fields["HTTP_CONNECTION"].lower().split(",")]
@@ -301,6 +305,13 @@ def _refuse_coding(fields: dict[str, str]) -> None:
     coding = fields.get("HTTP_TRANSFER_ENCODING", "chunked")
     if coding.lower() != "chunked":
         raise ProtocolError("unsupported transfer encoding", "501 Not Implemented")
+
+
+def _refuse_trailers(announced: str) -> None:
+    """Row B6: trailers that would change what the request is."""
+    for name in announced.lower().split(","):
+        if name.strip(" \t") in FORBIDDEN_TRAILERS:
+            raise ProtocolError("forbidden name in the Trailer header")
 
 
 def _content_length(text: str) -> int:

@@ -20,7 +20,7 @@ from email.utils import formatdate
 from urllib.parse import unquote_to_bytes
 
 if t.TYPE_CHECKING:
-    from types import TracebackType
+    from types import ModuleType, TracebackType
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -29,7 +29,8 @@ if t.TYPE_CHECKING:
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
-_STATUS = re.compile(r"[1-9][0-9]{2} [\t -~\x80-\xff]*")
+# Without 1xx: PEP 3333 knows one answer to a request, and nothing before it.
+_STATUS = re.compile(r"[2-9][0-9]{2} [\t -~\x80-\xff]*")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # What says where the body ends; PEP 3333 leaves it to the server.
 _FRAMING_FIELDS = frozenset({"content-length", "transfer-encoding", "connection"})
@@ -44,7 +45,6 @@ def base_environ(server_name: str, server_port: str, scheme: str, threads: int) 
         "SERVER_PORT": server_port,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
-        "wsgi.errors": sys.stderr,
         "wsgi.multithread": threads > 1,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
@@ -66,11 +66,42 @@ def request_environ(base: WSGIEnvironment, request: Request) -> WSGIEnvironment:
     environ["PATH_INFO"] = path
     environ["QUERY_STRING"] = request.query
     environ["RAW_URI"] = request.target
+    # The stream of this moment: programs and test runners replace it.
+    environ["wsgi.errors"] = sys.stderr
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version else "HTTP/1.0"
     if request.chunked:
         # The content is handed on without its framing, and its end is seen as end of file.
         del environ["HTTP_TRANSFER_ENCODING"]
     return environ
+
+
+def answer_asterisk(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """The application for `OPTIONS *`, which asks the server and no path of it (row P16)."""
+    start_response("200 OK", [])
+    return []
+
+
+def client_error(message: str, kind: type[OSError]) -> OSError:
+    """What `wsgi.input` raises when its client is to blame.
+
+    An application that lets it through gives the server the answer. Flask lets nothing through:
+    it logs a traceback and answers 500 unless the exception is one of Werkzeug's, for which it has
+    its 400. So where Werkzeug is loaded, the error is one of these too.
+
+    :param kind: what the error is in any case.
+    """
+    werkzeug = sys.modules.get("werkzeug.exceptions")
+    if werkzeug is None:
+        return kind(message)
+    if (kind, werkzeug) not in _client_errors:
+        bases = (kind, werkzeug.ClientDisconnected)
+        _client_errors[kind, werkzeug] = type("ClientError", bases, {"response": None})
+    error: OSError = _client_errors[kind, werkzeug](message)
+    error.description = message  # type: ignore[attr-defined]
+    return error
+
+
+_client_errors: dict[tuple[type[OSError], ModuleType], t.Any] = {}
 
 
 class BodyStream(io.RawIOBase):
@@ -130,7 +161,7 @@ class Response:
         # Bytes that the announced length still allows; None: no length was announced.
         self._left: int | None = None
         self.head_sent = False
-        self.is_complete = False
+        self._is_ended = False
         # Set when the head is made: may the connection carry another request?
         self.keep_alive = False
 
@@ -143,6 +174,7 @@ class Response:
         """PEP 3333's start_response.
 
         :raises AssertionError: a second call without exc_info.
+        :raises TypeError: a status or header of a wrong type.
         :raises ValueError: a status, name or value that can't go on the wire.
         """
         if exc_info is not None:
@@ -153,11 +185,17 @@ class Response:
                 exc_info = None
         elif self._status:
             raise AssertionError("start_response was called twice without exc_info")
-        if not _STATUS.fullmatch(status):
-            raise ValueError(f"malformed status {status!r}; expected e.g. '200 OK'")
-        for name, value in headers:
-            if not _VALUE.fullmatch(value) or not _NAME.fullmatch(name):
-                raise ValueError(f"header {name!r}: {value!r} has a character that is not allowed")
+        try:
+            if not _STATUS.fullmatch(status):
+                raise ValueError(f"malformed status {status!r}; expected e.g. '200 OK'")
+            for name, value in headers:
+                if not _VALUE.fullmatch(value) or not _NAME.fullmatch(name):
+                    raise ValueError(f"header {name!r}: {value!r} has a character not allowed")
+        except TypeError as error:
+            raise TypeError(
+                "start_response: expected a str and a list of (str, str), "
+                f"got {status!r} and {headers!r}"
+            ) from error
         self._status = status
         self._headers = headers[:]
         return self.write
@@ -168,9 +206,13 @@ class Response:
         Whatever the application raises comes out; `close()` of its iterable is called always.
         """
         blocks = app(environ, t.cast("StartResponse", self.start_response))
+        if blocks is None:
+            raise TypeError("the application returned None; expected an iterable of bytes")
         try:
             only = _is_single(blocks)
             for block in blocks:
+                if type(block) is not bytes:
+                    block = _as_bytes(block)
                 if block:
                     if self.head_sent:
                         self._send_block(block)
@@ -184,6 +226,7 @@ class Response:
 
     def write(self, data: bytes) -> None:
         """The imperative `write()` of PEP 3333."""
+        data = _as_bytes(data)
         if self.head_sent:
             self._send_block(data)
         elif data:
@@ -193,20 +236,18 @@ class Response:
         """The application has answered: send what closes the response."""
         if not self.head_sent:
             self._send_first(b"", 0)
+        # From here on only the application's close() can fail.
+        self._is_ended = True
         if self._chunked:
             self._send(b"0\r\n\r\n", True)
         elif self._left:
             # Fewer bytes than announced: only the end of the connection says so (row R8).
             self.keep_alive = False
-        self.is_complete = True
 
     def fail(self) -> None:
         """Answer 500; only while nothing was sent."""
         self._status = "500 Internal Server Error"
         self._headers = [("Content-Type", "text/plain; charset=utf-8")]
-        # What the application said of its body does not hold for this one.
-        self._left, self._chunked = None, False
-        self._bodiless = self._request.method == "HEAD"
         body = b"Internal Server Error\n"
         self._send_first(body, len(body))
 
@@ -215,15 +256,17 @@ class Response:
             raise AssertionError("the application sent data before it called start_response")
         data = self._head(length) + self._framed(block)
         self.head_sent = True
-        self._send(data, self._needs_no_more())
+        self._send(data, self.is_complete)
 
     def _send_block(self, block: bytes) -> None:
         data = self._framed(block)
         if data:
-            self._send(data, self._needs_no_more())
+            self._send(data, self.is_complete)
 
-    def _needs_no_more(self) -> bool:
-        return self._bodiless or self._left == 0
+    @property
+    def is_complete(self) -> bool:
+        """Has everything been sent that the head promised?"""
+        return self.head_sent and (self._bodiless or self._left == 0 or self._is_ended)
 
     def _framed(self, block: bytes) -> bytes:
         if self._bodiless or not block:
@@ -239,6 +282,7 @@ class Response:
     def _head(self, length: int | None) -> bytes:
         """The status line and header fields (RFC 9112, sections 6 and 9)."""
         lines = [("HTTP/1.1 " if self._request.version else "HTTP/1.0 ") + self._status]
+        self._left = None
         close = not self._request.keep_alive or self._close_after()
         dated = False
         for name, value in self._headers:
@@ -249,6 +293,9 @@ class Response:
             if key == "date":
                 dated = True
             lines.append(f"{name}: {value}")
+        if self._status.startswith("304"):
+            # Nothing is sent that could be of this type (row R6).
+            lines = [line for line in lines if not line.lower().startswith("content-type:")]
         if not dated:
             lines.append(_date_line())
         lines += self._framing(length)
@@ -266,19 +313,19 @@ class Response:
         """A field that this class sends itself; does it ask for the connection's end?"""
         if key == "content-length":
             if self._left is not None or not (value.isascii() and value.isdigit()):
-                raise ValueError(f"malformed Content-Length {value!r}")
+                raise ValueError(f"malformed or repeated Content-Length {value!r}")
             self._left = int(value)
         return key == "connection" and "close" in map(str.strip, value.lower().split(","))
 
     def _framing(self, length: int | None) -> list[str]:
         """Decide how the end of the body is told; the lines that tell it."""
-        code = self._status[:3]
-        if code[0] == "1" or code in ("204", "304"):
+        if self._status[:3] in ("204", "304"):
             self._bodiless = True
             self._left = None
             return []
-        if self._left is None:
-            self._left = None if self._bodiless else length
+        if self._left is None and (length or not self._bodiless):
+            # To HEAD, no block says nothing about the length of what GET would get (row R7).
+            self._left = length
         if self._left is not None:
             lines = [f"Content-Length: {self._left}"]
             if self._bodiless:
@@ -298,6 +345,15 @@ def refusal(error: ProtocolError) -> bytes:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode("latin-1") + body
+
+
+def _as_bytes(block: t.Any) -> bytes:
+    if isinstance(block, bytes):
+        return block
+    what = f"the application sent a block of type {type(block).__name__}; expected bytes"
+    if isinstance(block, int):
+        what += " (to send one block of bytes, return a list that holds it)"
+    raise TypeError(what)
 
 
 def _is_single(blocks: t.Iterable[bytes]) -> bool:
