@@ -173,6 +173,10 @@ BODIES = {
 }
 
 
+# More than the socket takes at once: the connection has to live on to send the rest.
+PATIENT_ANSWER = b"never mind" * 800_000
+
+
 class Reader:
     """An application that reads its input to the end, and notes who was there."""
 
@@ -189,7 +193,7 @@ class Reader:
             self.errors.append(error)
             if environ["PATH_INFO"] == "/patient":
                 start_response("200 OK", [])
-                return [b"never mind"]
+                return [PATIENT_ANSWER]
             raise
         start_response("200 OK", [])
         return [b"read"]
@@ -306,8 +310,8 @@ def test_B7_after_a_bad_chunk_the_app_may_answer_and_reads_no_further(running: S
 def test_TM6_after_a_timeout_the_app_may_answer(running: Start, reader: Reader) -> None:
     with running(reader, read_timeout=0.3).connect() as client:
         client.send(b"POST /patient HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
-        code, headers, _ = client.response()
-        assert (code, headers["connection"]) == (200, "close")
+        code, headers, body = client.response()
+        assert (code, headers["connection"], len(body)) == (200, "close", len(PATIENT_ANSWER))
         client.send(b"defghij" + HIDDEN)
         assert everything(client) == b""
     assert reader.begun == ["/patient"]
