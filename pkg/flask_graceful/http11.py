@@ -128,9 +128,11 @@ def _too_large() -> ProtocolError:
 
 
 class HeadParser:
-    """Heads to requests. One per thread: it keeps nothing between two heads."""
+    """Heads to requests. One per thread: what it keeps between two heads is a memory of bytes."""
 
     def __init__(self) -> None:
+        # Header sections as they came, and what they say. The values are shared: never changed.
+        self._known: dict[bytes, tuple[dict[str, str], bool]] = {}
         self._renew()
         self._fields: dict[str, str] = {}
         # All values of the fields that came more than once. Joined at the end: a head of a
@@ -150,14 +152,41 @@ class HeadParser:
         if major != b"1":
             status = "505 HTTP Version Not Supported"
             raise ProtocolError("unsupported protocol version", status)
+        if method == b"CONNECT":
+            raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
         request = Request()
         request.method = method.decode("ascii")
         request.version = 0 if minor == b"0" else 1
-        request.fields = self._parse_fields(head, line_end)
+        block = head[line_end:]
+        known = self._known.get(block) if request.version else None
+        if known is not None:
+            request.fields, request.keep_alive = known
+            request.chunked = request.expect_continue = False
+            request.length = 0
+        else:
+            request.fields = self._parse_fields(block)
+            _check_host(request)
+            _read_framing(request)
+            _read_connection(request)
+            self._remember(block, request)
         _read_target(request, target.decode("latin-1"))
-        _read_framing(request)
-        _read_connection(request)
         return request
+
+    def _remember(self, block: bytes, request: Request) -> None:
+        """Clients send the same fields with each request: read them once.
+
+        Only what says nothing about a body, and holds no secret, is kept.
+        """
+        fields = request.fields
+        if (
+            len(block) <= MAX_KNOWN_SIZE
+            and request.version
+            and not (request.length or request.chunked)
+            and _NOT_KEPT.isdisjoint(fields)
+        ):
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[block] = (fields, request.keep_alive)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools for each field line."""
@@ -175,11 +204,11 @@ class HeadParser:
         else:
             fields[key] = text
 
-    def _parse_fields(self, head: bytes, line_end: int) -> dict[str, str]:
+    def _parse_fields(self, block: bytes) -> dict[str, str]:
         fields = self._fields = {}
         self._repeated.clear()
         try:
-            self._parser.feed_data(_ANY_REQUEST_LINE + head[line_end:])
+            self._parser.feed_data(_ANY_REQUEST_LINE + block)
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserError as error:
@@ -214,6 +243,11 @@ _LEAVES_LLHTTP_BUSY = frozenset(
     }
 )
 
+# A thread's memory of header sections.
+MAX_KNOWN = 64
+MAX_KNOWN_SIZE = 1024
+_NOT_KEPT = frozenset({"HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_EXPECT"})
+
 # Fields whose repetition could mean two things.
 _SINGLE = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_HOST", "HTTP_TRANSFER_ENCODING"})
 
@@ -238,17 +272,8 @@ def _learn_key(name: bytes) -> str:
 
 
 def _read_target(request: Request, target: str) -> None:
-    """RFC 9112, section 3.2: the four forms of a target, and the Host that goes with it."""
+    """RFC 9112, section 3.2: the forms of a target; the host of an absolute one wins (row P8)."""
     request.target = target
-    if request.method == "CONNECT":
-        raise ProtocolError("CONNECT is not supported", "501 Not Implemented")
-    fields = request.fields
-    host = fields.get("HTTP_HOST")
-    if host is None:
-        if request.version:
-            raise ProtocolError("missing required Host header")
-    elif not _HOST.fullmatch(host):
-        raise ProtocolError("malformed Host header")
     if not target.startswith("/"):
         if target == "*" and request.method == "OPTIONS":
             request.path, request.query = "*", ""
@@ -256,7 +281,7 @@ def _read_target(request: Request, target: str) -> None:
         absolute = _ABSOLUTE_FORM.fullmatch(target)
         if absolute is None or not absolute[1] or not _HOST.fullmatch(absolute[1]):
             raise ProtocolError("malformed request target")
-        fields["HTTP_HOST"] = absolute[1]
+        request.fields = {**request.fields, "HTTP_HOST": absolute[1]}
         target = absolute[2]
         if not target.startswith("/"):
             target = "/" + target
@@ -264,6 +289,16 @@ def _read_target(request: Request, target: str) -> None:
     if "%" in path and _BAD_ESCAPE.search(path):
         raise ProtocolError("malformed escape in the request target")
     request.path = path
+
+
+def _check_host(request: Request) -> None:
+    """RFC 9112, section 3.2: there is one, and it is a host (rows P9, P10)."""
+    host = request.fields.get("HTTP_HOST")
+    if host is None:
+        if request.version:
+            raise ProtocolError("missing required Host header")
+    elif not _HOST.fullmatch(host):
+        raise ProtocolError("malformed Host header")
 
 
 def _read_framing(request: Request) -> None:

@@ -32,8 +32,6 @@ if t.TYPE_CHECKING:
 # Without 1xx: PEP 3333 knows one answer to a request, and nothing before it.
 _STATUS = re.compile(r"[2-9][0-9]{2} [\t -~\x80-\xff]*")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# What says where the body ends; PEP 3333 leaves it to the server.
-_FRAMING_FIELDS = frozenset({"content-length", "transfer-encoding", "connection"})
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")
 
 
@@ -154,8 +152,8 @@ class Response:
         self._request = request
         self._send = send
         self._close_after = close_after
-        self._status = ""
-        self._headers: list[tuple[str, str]] = []
+        # What start_response was told; None before.
+        self._announced: Announced | None = None
         self._bodiless = request.method == "HEAD"
         self._chunked = False
         # Bytes that the announced length still allows; None: no length was announced.
@@ -183,21 +181,9 @@ class Response:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
-        elif self._status:
+        elif self._announced is not None:
             raise AssertionError("start_response was called twice without exc_info")
-        try:
-            if not _STATUS.fullmatch(status):
-                raise ValueError(f"malformed status {status!r}; expected e.g. '200 OK'")
-            for name, value in headers:
-                if not _VALUE.fullmatch(value) or not _NAME.fullmatch(name):
-                    raise ValueError(f"header {name!r}: {value!r} has a character not allowed")
-        except TypeError as error:
-            raise TypeError(
-                "start_response: expected a str and a list of (str, str), "
-                f"got {status!r} and {headers!r}"
-            ) from error
-        self._status = status
-        self._headers = headers[:]
+        self._announced = announce(status, headers)
         return self.write
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
@@ -246,15 +232,15 @@ class Response:
 
     def fail(self) -> None:
         """Answer 500; only while nothing was sent."""
-        self._status = "500 Internal Server Error"
-        self._headers = [("Content-Type", "text/plain; charset=utf-8")]
+        content_type = ("Content-Type", "text/plain; charset=utf-8")
+        self._announced = announce("500 Internal Server Error", [content_type])
         body = b"Internal Server Error\n"
         self._send_first(body, len(body))
 
     def _send_first(self, block: bytes, length: int | None) -> None:
-        if not self._status:
+        if self._announced is None:
             raise AssertionError("the application sent data before it called start_response")
-        data = self._head(length) + self._framed(block)
+        data = self._head(self._announced, length) + self._framed(block)
         self.head_sent = True
         self._send(data, self.is_complete)
 
@@ -279,62 +265,112 @@ class Response:
             return block
         return b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block
 
-    def _head(self, length: int | None) -> bytes:
+    def _head(self, announced: Announced, length: int | None) -> bytes:
         """The status line and header fields (RFC 9112, sections 6 and 9)."""
-        lines = [("HTTP/1.1 " if self._request.version else "HTTP/1.0 ") + self._status]
-        self._left = None
-        close = not self._request.keep_alive or self._close_after()
-        dated = False
-        for name, value in self._headers:
-            key = name.lower()
-            if key in _FRAMING_FIELDS:
-                close = self._read_framing_field(key, value) or close
-                continue
-            if key == "date":
-                dated = True
-            lines.append(f"{name}: {value}")
-        if self._status.startswith("304"):
-            # Nothing is sent that could be of this type (row R6).
-            lines = [line for line in lines if not line.lower().startswith("content-type:")]
-        if not dated:
-            lines.append(_date_line())
-        lines += self._framing(length)
+        close = announced.asks_close or not self._request.keep_alive or self._close_after()
+        framing = self._framing(announced, length)
         if not self._bodiless and self._left is None and not self._chunked:
             close = True
-        if close:
-            lines.append("Connection: close")
-        elif not self._request.version:
-            lines.append("Connection: keep-alive")
         self.keep_alive = not close
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1")
+        connection = ""
+        if close:
+            connection = "Connection: close\r\n"
+        elif not self._request.version:
+            connection = "Connection: keep-alive\r\n"
+        version = "HTTP/1.1 " if self._request.version else "HTTP/1.0 "
+        date = "" if announced.is_dated else _date_line()
+        return f"{version}{announced.text}{date}{framing}{connection}\r\n".encode("latin-1")
 
-    def _read_framing_field(self, key: str, value: str) -> bool:
-        """A field that this class sends itself; does it ask for the connection's end?"""
-        if key == "content-length":
-            if self._left is not None or not (value.isascii() and value.isdigit()):
-                raise ValueError(f"malformed or repeated Content-Length {value!r}")
-            self._left = int(value)
-        return key == "connection" and "close" in map(str.strip, value.lower().split(","))
-
-    def _framing(self, length: int | None) -> list[str]:
-        """Decide how the end of the body is told; the lines that tell it."""
-        if self._status[:3] in ("204", "304"):
+    def _framing(self, announced: Announced, length: int | None) -> str:
+        """Decide how the end of the body is told; the line that tells it."""
+        self._left = announced.length
+        if announced.is_bodiless:
             self._bodiless = True
             self._left = None
-            return []
+            return ""
         if self._left is None and (length or not self._bodiless):
             # To HEAD, no block says nothing about the length of what GET would get (row R7).
             self._left = length
         if self._left is not None:
-            lines = [f"Content-Length: {self._left}"]
+            line = f"Content-Length: {self._left}\r\n"
             if self._bodiless:
                 self._left = None
-            return lines
+            return line
         if not self._bodiless and self._request.version:
             self._chunked = True
-            return ["Transfer-Encoding: chunked"]
-        return []
+            return "Transfer-Encoding: chunked\r\n"
+        return ""
+
+
+class Announced(t.NamedTuple):
+    """A status and header fields, checked and ready for the wire.
+
+    `text` goes from the status code to the last field that is not the server's own business.
+    """
+
+    text: str
+    length: int | None
+    asks_close: bool
+    is_dated: bool
+    is_bodiless: bool
+
+
+# Applications announce the same few heads again and again. Bounded in number and size; heads with
+# a cookie are made anew, so that no secret stays here.
+_announced: dict[tuple[t.Any, ...], Announced] = {}
+MAX_ANNOUNCED = 512
+MAX_ANNOUNCED_SIZE = 512
+
+
+def announce(status: str, headers: list[tuple[str, str]]) -> Announced:
+    """What `start_response` was called with, checked.
+
+    :raises TypeError: a status or header of a wrong type.
+    :raises ValueError: a status, name or value that can't go on the wire.
+    """
+    try:
+        key = (status, *headers)
+        known = _announced.get(key)
+        if known is not None:
+            return known
+        made = _announce(status, headers)
+    except TypeError as error:
+        raise TypeError(
+            "start_response: expected a str and a list of (str, str), "
+            f"got {status!r} and {headers!r}"
+        ) from error
+    if len(made.text) <= MAX_ANNOUNCED_SIZE and "set-cookie" not in made.text.lower():
+        if len(_announced) >= MAX_ANNOUNCED:
+            _announced.clear()
+        _announced[key] = made
+    return made
+
+
+def _announce(status: str, headers: list[tuple[str, str]]) -> Announced:
+    if not _STATUS.fullmatch(status):
+        raise ValueError(f"malformed status {status!r}; expected e.g. '200 OK'")
+    code = status[:3]
+    lines = [status]
+    length: int | None = None
+    asks_close = is_dated = False
+    for name, value in headers:
+        if not _VALUE.fullmatch(value) or not _NAME.fullmatch(name):
+            raise ValueError(f"header {name!r}: {value!r} has a character not allowed")
+        key = name.lower()
+        if key == "content-length":
+            if length is not None or not (value.isascii() and value.isdigit()):
+                raise ValueError(f"malformed or repeated Content-Length {value!r}")
+            length = int(value)
+        elif key == "connection":
+            asks_close = "close" in map(str.strip, value.lower().split(","))
+        elif key == "content-type" and code == "304":
+            # Nothing is sent that could be of this type (row R6).
+            continue
+        elif key != "transfer-encoding":
+            is_dated = is_dated or key == "date"
+            lines.append(f"{name}: {value}")
+    lines.append("")
+    return Announced("\r\n".join(lines), length, asks_close, is_dated, code in ("204", "304"))
 
 
 def refusal(error: ProtocolError) -> bytes:
@@ -372,5 +408,5 @@ def _date_line() -> str:
     global _date
     now = int(time.time())
     if _date[0] != now:
-        _date = (now, "Date: " + formatdate(now, usegmt=True))
+        _date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n")
     return _date[1]
