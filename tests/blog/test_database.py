@@ -21,7 +21,7 @@ import pymysql
 import pytest
 from sqlalchemy import text
 
-from blog.collation import compare
+from blog.collation import _weights, compare
 from blog.database import db
 from pkg.util.jwt import generate_token
 from tests.blog.api import SECRET, Answer, Api
@@ -131,6 +131,12 @@ def test_collation_is_mysqls(mariadb: MariaDB) -> None:
 def test_collation_orders() -> None:
     assert compare("a", "B") < 0 < compare("c", "B")
     assert compare("a", "a  ") == 0 != compare("a", " a")
+
+
+def test_collation_keeps_no_weight_of_what_is_no_letter() -> None:
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    assert compare(everything, everything) == 0
+    assert len(_weights) <= 11 * 256
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])
