@@ -26,7 +26,7 @@ from blog.database import db
 from pkg.util.jwt import generate_token
 from tests.blog.api import SECRET, Answer, Api
 from tests.blog.burst import burst
-from tests.blog.conftest import ROOT, MakeApi, mysql_environ
+from tests.blog.conftest import ROOT, SETTINGS, MakeApi, mysql_environ
 from tests.blog.mariadb import MariaDB
 
 FAILED = (500, b'{"code":500,"data":null,"msg":"fail"}')
@@ -153,7 +153,7 @@ def test_writers_in_two_processes(
     shared: dict[str, str], make_api: MakeApi, tmp_path: Path
 ) -> None:
     """They also start at once, so both find the tables missing."""
-    environ = os.environ | shared | {"BLOG_CONF": str(ROOT / "conf/app.ini")}
+    environ = os.environ | shared | {"BLOG_CONF": str(SETTINGS)}
     environ["PYTHONPATH"] = str(ROOT)
     processes = [
         subprocess.Popen(
