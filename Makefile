@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: run test check clean
 
@@ -21,14 +22,28 @@ check: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+# An environment holds absolute paths, its own and this directory's. .made names both when it is
+# complete: one that was not finished, or was moved, or whose Python is gone, is made anew.
+PLACE = pwd -P && cd $(VENV) && pwd -P
+IS_MADE = $(BIN)/python -c '' && test "$$(cat $(VENV)/.made)" = "$$($(PLACE))" && echo yes
+ifneq ($(shell { $(IS_MADE); } 2>/dev/null),yes)
+.PHONY: $(VENV)/.made
+endif
+
+# One without the file is somebody's own, and kept if it works.
+$(VENV)/.made:
+	@if test -e $@ || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo '$(PYTHON) -m venv $(VENV)'; \
+		rm -rf $(VENV) && mkdir -p $(VENV) && touch $@ && \
+		$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+	fi
+	@place=$$($(PLACE)) && echo "$$place" >$@
 
 # A stamp is newer than what it was made from: nothing is installed twice.
-$(VENV)/.run: requirements.txt pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+$(VENV)/.run: requirements.txt pyproject.toml $(VENV)/.made
+	$(PIP) install -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) install -r requirements-dev.txt
 	@touch $@

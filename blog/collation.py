@@ -17,12 +17,16 @@ _EXCEPTIONS = {"ß": "S", "Й": "Й", "й": "Й", "ϲ": "Σ", "ϵ": "ϵ", "ӏ": 
 
 
 class _Weights(dict[int, int]):
-    """Code point to weight, worked out when first met: a table for str.translate."""
+    """Code point to weight, worked out when first met: a table for str.translate.
+
+    Only the blocks with letters are kept: clients could send every other code point there is.
+    """
 
     def __missing__(self, code: int) -> int:
-        known = code >> 8 in _BLOCKS and unicode.category(chr(code)) != "Cn"
-        weight = _weight(chr(code)) if known else code
-        self[code] = weight
+        if code >> 8 not in _BLOCKS:
+            return code
+        known = unicode.category(chr(code)) != "Cn"
+        weight = self[code] = _weight(chr(code)) if known else code
         return weight
 
 

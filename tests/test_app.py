@@ -17,11 +17,16 @@ from load import Load
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project that the test may break."""
-    for name in ("app.py", "blog", "routers", "conf"):
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project that the test may break, without its user's settings."""
+    for name in ("app.py", "blog", "routers"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    (tmp_path / "conf").mkdir()
+    shutil.copy(ROOT / "tests/blog/app.ini", tmp_path / "conf")
+    for name in os.environ:
+        if name.startswith("BLOG_"):
+            monkeypatch.delenv(name)
     shutil.copytree(ROOT / "pkg", tmp_path / "pkg", ignore=shutil.ignore_patterns("flask_graceful"))
     return tmp_path
 

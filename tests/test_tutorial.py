@@ -34,7 +34,16 @@ def test_commands_print_what_the_tutorial_says(tmp_path: Path) -> None:
         pytest.skip(f"the tutorial's commands need {', '.join(missing)}")
     directory = tmp_path / "flask-graceful"
     copy_project(ROOT, directory)
+    before = project_files(directory)
     play(ENGLISH, directory)
+    assert project_files(directory) == before
+
+
+def project_files(directory: Path) -> dict[Path, bytes]:
+    """All but what is made by running it."""
+    made = {".venv", "runtime", "__pycache__"}
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files if not made & set(path.parts)}
 
 
 def test_both_languages_have_the_same_blocks() -> None:

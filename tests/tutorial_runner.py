@@ -276,7 +276,7 @@ def play(document: Path, directory: Path) -> None:
     port = free_port()
     values = Values(blocks, {PORT: str(port), DIRECTORY: str(directory)})
     environ = {
-        "PATH": f"{directory / '.venv/bin'}:{os.environ['PATH']}",
+        "PATH": os.environ["PATH"],
         "HOME": str(directory),
         "LANG": "C.UTF-8",
         "TERM": "dumb",
@@ -358,16 +358,22 @@ def free_port() -> int:
 
 
 def copy_project(root: Path, directory: Path) -> None:
-    """What git would track, with an environment that is there already."""
+    """What git would track, as it came, with an environment that is there already."""
     ignored = (root / ".gitignore").read_text().split()
     shutil.copytree(
         root, directory, ignore=shutil.ignore_patterns(".git", *(n.rstrip("/") for n in ignored))
     )
+    # The one file that its user is asked to change.
+    shutil.copy(root / "tests/blog/app.ini", directory / "conf")
     binaries = directory / ".venv/bin"
     binaries.mkdir(parents=True)
     _write_script(binaries / "python", f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
     _write_script(binaries / "pip", f"#!{sys.executable}\n{_PIP}")
-    # The Makefile's word that everything is installed.
+    # As the real one, which also says so in the prompt.
+    (binaries / "activate").write_text(f"export PATH='{binaries}':\"$PATH\"\n")
+    # The Makefile's words that everything is made and installed.
+    place = directory.resolve()
+    (directory / ".venv/.made").write_text(f"{place}\n{place / '.venv'}\n")
     (directory / ".venv/.run").touch()
 
 

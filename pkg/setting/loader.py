@@ -27,12 +27,17 @@ from pkg.setting.schema import (
 DEFAULT_FILE = "conf/app.ini"
 SECTIONS: dict[str, Any] = {"app": App, "server": Server, "database": Database}
 
+_MYSQL_NEEDS = (("database", "USER"), ("database", "HOST"))
+
 # RUN_MODE stands above the first section, where configparser allows no key: it reads the file
 # with this header put in front.
 _TOP = "above the first section"
 
-# A Kubernetes service called blog, or blog-server, puts these into the environment.
-_SERVICE_LINK = re.compile(r"BLOG_(\w+_)?(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP)))(_\w+)?")
+# A Kubernetes service called blog, or blog-server, puts these into the environment. PORT alone
+# could be a setting too: a link's has the form tcp://10.0.0.1:80.
+_SERVICE_LINK = re.compile(r"BLOG_(\w+_)?(SERVICE_(HOST|PORT)|PORT(_\d+_(TCP|UDP|SCTP)))(_\w+)?")
+_LINK_NAME = re.compile(r"BLOG_(\w+_)?PORT")
+_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Origin:
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings of this process; raises SettingsError when they are not sound."""
     keys = list(_keys())
+    environ = {name: environ[name] for name in environ if not _is_service_link(name, environ[name])}
     _refuse_unknown_variables(environ, [key.variable for key in keys])
     path = environ.get("BLOG_CONF", DEFAULT_FILE)
     if not path:
@@ -72,10 +78,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         if origin:
             values[key.section][key.field.name] = _value(key, origin)
         elif key.field.default is dataclasses.MISSING:
-            raise SettingsError(f"{path}: {_where(key.section, key.name)}: missing key")
+            raise _missing(path, key)
     sections = {name: cls(**values[name]) for name, cls in SECTIONS.items()}
     settings = Settings(**values[""], **sections)
-    _check_together(settings, texts, path)
+    _check_together(settings, texts, path, keys)
     return settings
 
 
@@ -84,6 +90,19 @@ def _keys() -> Iterator[Key]:
         for field in dataclasses.fields(cls):
             if "rule" in field.metadata:
                 yield Key(section, field)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if _LINK_NAME.fullmatch(name):
+        return bool(_LINK_VALUE.fullmatch(value))
+    return bool(_SERVICE_LINK.fullmatch(name))
+
+
+def _missing(path: str, key: Key, reason: str = "") -> SettingsError:
+    expected = key.field.metadata["rule"].expected
+    return SettingsError(
+        f"{path}: {_where(key.section, key.name)}: missing key, expected {expected}{reason}"
+    )
 
 
 def _where(section: str, key: str) -> str:
@@ -112,7 +131,8 @@ def _parse(path: str) -> configparser.ConfigParser:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as err:
-        raise SettingsError(f"{path}: expected UTF-8 text: {err.reason}") from err
+        line = len((err.object[: err.start] + b".").splitlines())
+        raise SettingsError(f"{path}: line {line}: expected UTF-8 text: {err.reason}") from err
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or err
         raise SettingsError(f"{path}: cannot read the settings: {reason}") from err
@@ -145,11 +165,14 @@ def _value(key: Key, origin: Origin) -> Any:
         raise SettingsError(f"{origin.place}: expected {err}{found}") from err
 
 
-def _check_together(settings: Settings, texts: Mapping[tuple[str, str], Origin], path: str) -> None:
+def _check_together(
+    settings: Settings, texts: Mapping[tuple[str, str], Origin], path: str, keys: list[Key]
+) -> None:
     if settings.database.type == "mysql":
-        for name in ("USER", "HOST"):
-            if ("database", name) not in texts:
-                raise SettingsError(f"{path}: [database] {name}: missing key, TYPE mysql needs it")
+        for key in keys:
+            name = (key.section, key.name)
+            if name in _MYSQL_NEEDS and name not in texts:
+                raise _missing(path, key, ": TYPE mysql needs it")
     if settings.run_mode == "release" and settings.app.jwt_secret in PUBLISHED_SECRETS:
         place = texts["app", "JWT_SECRET"].place
         raise SettingsError(
@@ -162,9 +185,9 @@ def _refuse_unknown_variables(environ: Mapping[str, str], known: list[str]) -> N
     for name in sorted(environ):
         if not name.startswith("BLOG_") or name in (*known, "BLOG_CONF"):
             continue
-        if _SERVICE_LINK.fullmatch(name):
-            continue
         near = difflib.get_close_matches(name, [*known, "BLOG_CONF"], n=1, cutoff=0.8)
+        if name == "BLOG_PORT":
+            near = ["BLOG_SERVER_HTTP_PORT"]
         ours = name.startswith(tuple(f"BLOG_{section.upper()}_" for section in SECTIONS))
         if near or ours:
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Rule = Callable[[str], Any]
-
 MYSQL_PORT = 3306
+_ADDRESS = "host, host:port or unix:/path/to/socket"
 
 # Printed in the tutorial, its repository, or its source as the default: no secret to anyone.
 PUBLISHED_SECRETS = frozenset({"23347$040412", "233", "!@)*#)!@U#@*!@!)"})
@@ -26,48 +25,54 @@ class SettingsError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def _integer(low: int, high: int) -> Rule:
-    def rule(text: str) -> int:
-        # int() alone would also take 8_000 and full-width digits.
-        if re.fullmatch(r"[+-]?[0-9]{1,18}", text) and low <= int(text) <= high:
-            return int(text)
-        raise ValueError(f"a whole number from {low} to {high}")
+@dataclass(frozen=True)
+class Rule:
+    expected: str
+    accepts: Callable[[str], object]
+    convert: Callable[[str], Any] = str
 
-    return rule
+    def __call__(self, text: str) -> Any:
+        if not self.accepts(text):
+            raise ValueError(self.expected)
+        return self.convert(text)
+
+
+def _integer(low: int, high: int) -> Rule:
+    def accepts(text: str) -> bool:
+        # int() alone would also take 8_000 and full-width digits.
+        return bool(re.fullmatch(r"[+-]?[0-9]{1,18}", text)) and low <= int(text) <= high
+
+    return Rule(f"a whole number from {low} to {high}", accepts, int)
 
 
 def _choice(*words: str) -> Rule:
-    def rule(text: str) -> str:
-        if text not in words:
-            raise ValueError(" or ".join(words))
-        return text
-
-    return rule
+    return Rule(" or ".join(words), words.__contains__)
 
 
 def _matching(pattern: str, expected: str) -> Rule:
-    def rule(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(expected)
-        return text
-
-    return rule
-
-
-def _address(text: str) -> str:
-    parse_address(text)
-    return text
+    return Rule(expected, re.compile(pattern).fullmatch)
 
 
 def parse_address(host: str) -> dict[str, Any]:
-    """HOST as keyword arguments for PyMySQL: a host with or without port, or unix:/path."""
+    """HOST as keyword arguments for PyMySQL: a host with or without port, or unix:/path.
+
+    :raises ValueError: it is none of them.
+    """
     if host.startswith("unix:/"):
         return {"unix_socket": host.removeprefix("unix:")}
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+)(?::([0-9]{1,5}))?", host)
     port = int(found[2] or MYSQL_PORT) if found else 0
     if not found or not 0 < port < 65536:
-        raise ValueError("host, host:port or unix:/path/to/socket")
+        raise ValueError(_ADDRESS)
     return {"host": found[1].strip("[]"), "port": port}
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parse_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _key(rule: Rule, *, secret: bool = False, **default: Any) -> Any:
@@ -97,7 +102,7 @@ class Database:
     type: str = _key(_choice("sqlite", "mysql"))
     user: str = _key(_text, default="")
     password: str = _key(_text, secret=True, default="")
-    host: str = _key(_address, default="127.0.0.1")
+    host: str = _key(Rule(_ADDRESS, _is_address), default="127.0.0.1")
     name: str = _key(_some_text)
     # Becomes part of identifiers, which MySQL cuts off at 64 characters.
     table_prefix: str = _key(

@@ -15,6 +15,8 @@ from tests.blog.mariadb import INSTALLER, SERVER, MariaDB
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL_SQL = Path(__file__).with_name("tutorial.sql")
+# As the project comes: conf/app.ini is its user's, who may have changed it.
+SETTINGS = Path(__file__).with_name("app.ini")
 
 MakeApi = Callable[..., Api]
 
@@ -27,6 +29,14 @@ def working_directory(path: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that a test starts do not see the user's settings either."""
+    for name in os.environ:
+        if name.startswith("BLOG_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +70,7 @@ def make_api() -> Iterator[MakeApi]:
 
         def make(directory: Path | None = None, **environ: str) -> Api:
             directory = directory or Path(tempfile.mkdtemp(dir=parent))
-            settings = load({"BLOG_CONF": str(ROOT / "conf/app.ini"), **environ})
+            settings = load({"BLOG_CONF": str(SETTINGS), **environ})
             with working_directory(directory):
                 made.append(Api(create_app(settings), directory))
             return made[-1]

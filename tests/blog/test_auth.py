@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode
 
 import jwt
 import pytest
+from werkzeug.security import generate_password_hash
 
+from blog import user
 from tests.blog.api import SECRET, Api
 
 HOUR = 3600
@@ -62,6 +66,53 @@ def test_bad_logins(api: Api, username: str, password: str, code: int) -> None:
 
 def test_absent_parameters(api: Api) -> None:
     assert login(api).code == 400
+
+
+def test_each_login_takes_the_time_of_one_hash(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    check = user.check_password_hash
+
+    def count(stored: str, password: str) -> bool:
+        checked.append(stored)
+        return check(stored, password)
+
+    monkeypatch.setattr(user, "check_password_hash", count)
+    for username, password, code in (
+        ("nobody", "test123456", 20004),
+        ("nobody", "0", 20004),
+        ("TEST", "test123456", 20004),
+        ("test", "wrong", 20004),
+        ("test", "test123456", 200),
+    ):
+        assert login(api, username=username, password=password).code == code
+        assert len(checked) == 1, username
+        # The same method and costs as everyone's.
+        stored = checked.pop()
+        assert stored.partition("$")[0] == generate_password_hash("x").partition("$")[0]
+        assert len(stored.rpartition("$")[2]) == 128
+
+
+def test_few_hashes_are_checked_at_once(sqlite: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = threading.Lock()
+    four = threading.Barrier(4, timeout=20)
+    running, most = 0, 0
+
+    def check(stored: str, password: str) -> bool:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        # All of those that may run meet here; a fifth one would have been counted.
+        four.wait()
+        with lock:
+            running -= 1
+        return False
+
+    monkeypatch.setattr(user, "check_password_hash", check)
+    with ThreadPoolExecutor(32) as pool:
+        answers = pool.map(lambda i: login(sqlite, username=f"u{i}", password="x"), range(32))
+        assert {answer.code for answer in answers} == {20004}
+    assert most == 4
 
 
 def test_databases_of_ours_hold_a_hash(sqlite: Api, mariadb_api: Api) -> None:

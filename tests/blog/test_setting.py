@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pkg.setting import SettingsError, load
 from pkg.setting.schema import parse_address
-from tests.blog.conftest import ROOT, working_directory
+from tests.blog.conftest import ROOT, SETTINGS, working_directory
 
 TUTORIAL = """\
 #debug or release
@@ -77,9 +79,16 @@ def test_tutorials_file(file: Path) -> None:
 
 
 def test_shipped_file() -> None:
-    settings = load({"BLOG_CONF": str(ROOT / "conf/app.ini")})
+    settings = load({"BLOG_CONF": str(SETTINGS)})
     assert (settings.run_mode, settings.server.http_port) == ("debug", 8000)
     assert (settings.database.type, settings.database.name) == ("sqlite", "runtime/blog.db")
+    command = ["git", "diff", "--quiet", "HEAD", "--", "conf/app.ini"]
+    if (
+        shutil.which("git") is None
+        or subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("conf/app.ini is its user's own")
+    assert (ROOT / "conf/app.ini").read_text() == SETTINGS.read_text()
 
 
 def test_forms_of_a_file(file: Path) -> None:
@@ -112,7 +121,11 @@ def test_environment_overrides(file: Path) -> None:
         "BLOG_COLOUR": "blue",
         "BLOG_SERVICE_HOST": "10.0.0.1",
         "BLOG_PORT": "tcp://10.0.0.1:80",
+        "BLOG_SERVER_PORT": "tcp://10.0.0.1:80",
+        "BLOG_DATABASE_PORT": "udp://[fd00::1]:53",
+        "BLOG_SERVER_PORT_80_TCP": "tcp://10.0.0.1:80",
         "BLOG_SERVER_PORT_80_TCP_ADDR": "10.0.0.1",
+        "BLOG_SERVER_SERVICE_PORT_HTTP": "80",
     }
     settings = read(file, **environ)
     expected = read(file)
@@ -124,6 +137,10 @@ def test_environment_overrides(file: Path) -> None:
         database=dataclasses.replace(expected.database, table_prefix="", password=""),
     )
     assert settings == expected
+
+
+def test_link_to_a_service_called_as_a_setting(file: Path) -> None:
+    assert read(file, BLOG_SERVER_HTTP_PORT="tcp://10.0.0.1:80") == read(file)
 
 
 def test_another_file(file: Path, tmp_path: Path) -> None:
@@ -150,18 +167,24 @@ def test_defaults(file: Path) -> None:
         ("PAGE_SIZE = 10", "PAGE_SIZE = １０", "[app] PAGE_SIZE: expected a whole number"),
         ("PAGE_SIZE = 10", "PAGE_SIZE = 1.5", "[app] PAGE_SIZE: expected a whole number"),
         ("PAGE_SIZE = 10", "PAGE_SIZE = " + "9" * 5000, "[app] PAGE_SIZE: expected a whole number"),
-        ("JWT_SECRET = 23347$040412", "", "[app] JWT_SECRET: missing key"),
+        (
+            "JWT_SECRET = 23347$040412",
+            "",
+            "[app] JWT_SECRET: missing key, expected a text that is not empty",
+        ),
+        ("TYPE = mysql", "", "[database] TYPE: missing key, expected sqlite or mysql"),
         ("23347$040412", "", "[app] JWT_SECRET: expected a text that is not empty"),
         ("8000", "65536", "[server] HTTP_PORT: expected a whole number from 0 to 65535"),
         ("8000", "-1", "[server] HTTP_PORT: expected a whole number from 0 to 65535"),
         ("READ_TIMEOUT = 60", "READ_TIMEOUT = -1", "[server] READ_TIMEOUT: expected a whole"),
         ("READ_TIMEOUT = 60", "READ_TIMEOUT = 60s", "[server] READ_TIMEOUT: expected a whole"),
         ("= mysql", "= oracle", "[database] TYPE: expected sqlite or mysql, not 'oracle'"),
-        ("USER = root\n", "", "[database] USER: missing key"),
+        ("USER = root\n", "", "[database] USER: missing key, expected a text: TYPE mysql needs"),
+        ("HOST = 127.0.0.1:3306\nN", "N", "[database] HOST: missing key, expected host, host:port"),
         ("127.0.0.1:3306\nN", "h:p\nN", "[database] HOST: expected host, host:port or unix:"),
         ("127.0.0.1:3306\nN", "h:70000\nN", "[database] HOST: expected host"),
         ("127.0.0.1:3306\nN", "\nN", "[database] HOST: expected host"),
-        ("NAME = blog\n", "", "[database] NAME: missing key"),
+        ("NAME = blog\n", "", "[database] NAME: missing key, expected a text that is not"),
         ("blog_", "blog-", "[database] TABLE_PREFIX: expected at most 32 letters"),
         ("HTTP_PORT", "PORT", "[server] PORT: unknown key, expected one of HTTP_PORT, READ"),
         ("HTTP_PORT", "http_port", "[server] http_port: unknown key"),
@@ -189,6 +212,9 @@ def test_what_is_wrong_in_the_file(file: Path, old: str, new: str, expected: str
         ("BLOG_RUN_MODE", "Release", "BLOG_RUN_MODE: expected debug or release, not 'Release'"),
         ("BLOG_DATABASE_NAME", "a\nb", "BLOG_DATABASE_NAME: expected a text"),
         ("BLOG_SERVER_PORT", "1", "BLOG_SERVER_PORT: unknown environment variable, did you mean"),
+        ("BLOG_SERVER_PORT", "http://x", "BLOG_SERVER_PORT: unknown environment variable, did you"),
+        ("BLOG_PORT", "8080", "BLOG_PORT: unknown environment variable, did you mean BLOG_SERVER_"),
+        ("BLOG_PORT", "", "BLOG_PORT: unknown environment variable, did you mean BLOG_SERVER_HTTP"),
         ("BLOG_APP_X", "1", "BLOG_APP_X: unknown environment variable"),
         ("BLOG_RUNMODE", "debug", "BLOG_RUNMODE: unknown environment variable, did you mean BLOG"),
         ("BLOG_CONFIG", "x", "BLOG_CONFIG: unknown environment variable, did you mean BLOG_CONF?"),
@@ -213,9 +239,17 @@ def test_secrets_are_not_repeated(file: Path) -> None:
     assert "se\ncret" not in refusal(file, BLOG_DATABASE_PASSWORD="se\ncret")
 
 
-def test_file_that_is_no_utf8(file: Path) -> None:
-    file.write_bytes(TUTORIAL.encode() + b"# \xff\n")
-    assert refusal(file).startswith("conf/app.ini: expected UTF-8 text")
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_file_that_is_no_utf8(file: Path, newline: str) -> None:
+    before = TUTORIAL.replace("\n", newline).encode()
+    line = len(TUTORIAL.splitlines()) + 1
+    for text, bad in ((b"# \xff", line), (b"\xff", line), (b".\n\xff\n", line + 1)):
+        file.write_bytes(before + text)
+        assert refusal(file).startswith(f"conf/app.ini: line {bad}: expected UTF-8 text")
+    file.write_bytes("\ufeff\n".encode() + b"\xff")
+    assert refusal(file).startswith("conf/app.ini: line 2: expected UTF-8 text")
+    file.write_bytes(TUTORIAL.encode("utf-16"))
+    assert refusal(file).startswith("conf/app.ini: line 1: expected UTF-8 text")
 
 
 def test_missing_file(file: Path) -> None:

@@ -11,14 +11,14 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.blog.api import Api
-from tests.blog.conftest import ROOT, TUTORIAL_SQL, MakeApi, mysql_environ
+from tests.blog.conftest import ROOT, SETTINGS, TUTORIAL_SQL, MakeApi, mysql_environ
 from tests.blog.mariadb import MariaDB
 
 
 def set_password(
     directory: Path, *names: str, password: str, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    own = {"BLOG_CONF": str(ROOT / "conf/app.ini"), "PYTHONPATH": str(ROOT)}
+    own = {"BLOG_CONF": str(SETTINGS), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "blog.user", *names],
         cwd=directory,
