@@ -14,3 +14,4 @@ from .server import Server as Server
 from .server import ServerClosed as ServerClosed
 from .server import ShutdownTimeout as ShutdownTimeout
 from .settings import Settings as Settings
+from .tls import CertificateFileError as CertificateFileError

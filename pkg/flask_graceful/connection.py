@@ -23,18 +23,20 @@ import typing as t
 from .errors import ProtocolError
 from .exchange import Drained, Exchange
 from .http11 import HeadParser
+from .listeners import peer_name, plain_host
 from .poller import HANGUP, NEVER, Deadlines
-from .wire import Disconnected, Wire
+from .states import TRANSITIONS
+from .states import ConnState as ConnState
+from .wire import Disconnected
 from .wsgi import refusal, request_environ
 
 if t.TYPE_CHECKING:
-    import socket
-
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
     from .crew import Crew
     from .http11 import Request
     from .settings import Settings
+    from .wire import Wire
 
 log = logging.getLogger("flask_graceful")
 
@@ -47,31 +49,10 @@ LINGER_TIME = 2.0
 NEW_GRACE = 5.0
 
 
-class ConnState(enum.IntEnum):
-    """What a connection does; the values of Go's ConnState (row K1)."""
-
-    NEW = 0
-    ACTIVE = 1
-    IDLE = 2
-    HIJACKED = 3
-    CLOSED = 4
-
-    def __str__(self) -> str:
-        return self.name.lower()
-
-
-TRANSITIONS = {
-    ConnState.NEW: {ConnState.ACTIVE, ConnState.CLOSED},
-    ConnState.ACTIVE: {ConnState.IDLE, ConnState.HIJACKED, ConnState.CLOSED},
-    ConnState.IDLE: {ConnState.ACTIVE, ConnState.CLOSED},
-    ConnState.HIJACKED: set[ConnState](),
-    ConnState.CLOSED: set[ConnState](),
-}
-
-
 class _Phase(enum.Enum):
     """What the connection waits for when it has no owner."""
 
+    HANDSHAKE = enum.auto()
     HEAD = enum.auto()
     FLUSH = enum.auto()
     DRAIN = enum.auto()
@@ -115,7 +96,7 @@ class Connection:
         "state",
     )
 
-    def __init__(self, host: Host, sock: socket.socket, peer: t.Any, base: WSGIEnvironment) -> None:
+    def __init__(self, host: Host, wire: Wire, peer: t.Any, base: WSGIEnvironment) -> None:
         self.peer = peer
         self.state = ConnState.NEW
         self.deadline = NEVER
@@ -123,8 +104,8 @@ class Connection:
         self.accepted = self._began = time.monotonic()
         self._host = host
         self._base = base
-        self._fd = sock.fileno()
-        self._wire = Wire(sock, host.settings.max_header_bytes)
+        self._fd = wire.sock.fileno()
+        self._wire = wire
         self._claim = threading.Lock()
         self._look_again = False
         self._phase = _Phase.HEAD
@@ -135,7 +116,16 @@ class Connection:
         return f"<Connection {self.peer_name()} {self.state}>"
 
     def peer_name(self) -> str:
-        return f"{self.peer[0]}:{self.peer[1]}" if isinstance(self.peer, tuple) else "@"
+        return peer_name(self.peer)
+
+    def add_entries(self, entries: t.Mapping[str, t.Any]) -> None:
+        """Put entries into the environ of this connection's requests."""
+        if entries:
+            self._base = {**self._base, **entries}
+
+    def discard(self) -> None:
+        """Close a connection that was never started."""
+        self._wire.close()
 
     def running(self) -> tuple[Request, float] | None:
         """The request being served, and the seconds since it began to arrive. From any thread."""
@@ -144,8 +134,7 @@ class Connection:
 
     def start(self) -> None:
         """Begin to be polled."""
-        settings = self._host.settings
-        self.deadline = _after(self.accepted, settings.read_header_timeout or settings.read_timeout)
+        self.deadline = self._first_deadline()
         if self.deadline < NEVER:
             self._host.crew.poller.schedule(self)
         self._host.crew.poller.register(self._fd, self)
@@ -199,8 +188,15 @@ class Connection:
                     self._host.crew.post(self)
                 else:
                     self._rest_of_idle_life()
+            elif self._phase is _Phase.HANDSHAKE:
+                self._rest_of_idle_life()
         finally:
             self._let_go()
+
+    def _first_deadline(self) -> float:
+        """Until when the first head must be there (row TM1)."""
+        settings = self._host.settings
+        return _after(self._began, settings.read_header_timeout or settings.read_timeout)
 
     def _claim_or_note(self) -> bool:
         """Become the owner; or leave a note, so that the owner looks again before it goes."""
@@ -261,7 +257,8 @@ class Connection:
         if request is not None:
             self._serve(request)
         elif data == b"":
-            self._end()
+            # The client may still listen (row TM15).
+            self._refuse(ProtocolError("the connection was closed within the head"))
         elif self._host.closes_idle:
             self._rest_of_idle_life()
         else:
@@ -301,7 +298,7 @@ class Connection:
         self._set_state(ConnState.ACTIVE)
         environ = request_environ(self._base, request)
         if isinstance(self.peer, tuple):
-            environ["REMOTE_ADDR"] = _plain_host(self.peer[0])
+            environ["REMOTE_ADDR"] = plain_host(self.peer[0])
             environ["REMOTE_PORT"] = str(self.peer[1])
         exchange.run(host.app, environ, self.peer_name())
         self._flush()
@@ -408,7 +405,7 @@ class Connection:
         poller = self._host.crew.poller
         poller.unregister(self._fd)
         poller.deadlines.forget(self)
-        self._wire.sock.close()
+        self._wire.close()
         self._set_state(ConnState.CLOSED)
 
     def _forget_exchange(self) -> None:
@@ -435,8 +432,3 @@ _parser = _Parser()
 
 def _after(start: float, timeout: float) -> float:
     return start + timeout if timeout else NEVER
-
-
-def _plain_host(host: str) -> str:
-    """An IPv4 client of a dual-stack socket, as IPv4."""
-    return host[7:] if host.startswith("::ffff:") else host

@@ -24,15 +24,16 @@ import typing as t
 from collections import deque
 
 from .handover import Channel, claim_channel
-from .listeners import Listener, listen
+from .listeners import Listener, listen, parse_address
 from .poller import NEVER, Deadlines, Signals, new_poller
-from .server import Server, ServerClosed
+from .server import HTTPS_PORT, Server, ServerClosed
 from .successor import Successor, inherit_listeners
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from .server import Acceptor
+    from .acceptor import Acceptor
+    from .tls import Credentials
 
 log = logging.getLogger("flask_graceful")
 
@@ -73,6 +74,8 @@ class GracefulServer(Server):
         self._before_begin: list[t.Callable[[str], object]] = []
         self._signal_hooks: dict[tuple[int, int], list[t.Callable[[], object]]] = {}
         self._life: _Life | None = None
+        # What its addresses are served with; None: plain HTTP.
+        self._serves_with: Credentials | None = None
 
     def before_begin(self, func: t.Callable[[str], object]) -> t.Callable[[str], object]:
         """Call `func` with the listening address before serving begins (row E8). A decorator.
@@ -102,6 +105,22 @@ class GracefulServer(Server):
         :raises ListenError: the address can't be bound.
         :raises RuntimeError: called outside the main thread, where signals can't be handled.
         """
+        self._check_can_live()
+        self._live()
+
+    def listen_and_serve_tls(self, certfile: str = "", keyfile: str = "") -> t.NoReturn:
+        """The same over TLS: signals, hooks and restarts included; an empty address is `:443`.
+
+        A successor reads the files anew; one that can't use them leaves the old process serving.
+
+        :raises CertificateFileError: a file can't be used; nothing was bound.
+        """
+        self._check_can_live()
+        self._serves_with = self._load(certfile, keyfile)
+        self.address = parse_address(self.address.text, HTTPS_PORT)
+        self._live()
+
+    def _check_can_live(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
                 "GracefulServer handles signals and must be run in the main thread; "
@@ -109,6 +128,8 @@ class GracefulServer(Server):
             )
         if self._is_shut_down:
             raise ServerClosed
+
+    def _live(self) -> t.NoReturn:
         _log_to_stderr_by_default()
         self._life = _Life(self)
         self._life.run()
@@ -125,7 +146,7 @@ class GracefulServer(Server):
         """Run the hooks, then accept connections."""
         for func in self._before_begin:
             func(listener.address)
-        return self._start(listener)
+        return self._start(listener, credentials=self._serves_with)
 
     def lame_duck(self, successor_listens: bool) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""
