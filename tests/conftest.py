@@ -138,7 +138,7 @@ class Client:
         except BaseException:
             self.sock.close()
             raise
-        self.buffer = b""
+        self.buffer = bytearray()
 
     def __enter__(self) -> Client:
         return self
@@ -175,8 +175,7 @@ class Client:
         """Everything until the server closes."""
         while self._more():
             pass
-        data, self.buffer = self.buffer, b""
-        return data
+        return self._take(len(self.buffer))
 
     def is_closed(self, seconds: float = DEADLINE) -> bool:
         """Does the server close within that time, without a byte?"""
@@ -198,15 +197,20 @@ class Client:
     def _until(self, end: bytes) -> bytes:
         while end not in self.buffer:
             if not self._more():
-                raise ConnectionError(f"closed after {self.buffer!r}")
-        part, _, self.buffer = self.buffer.partition(end)
+                raise ConnectionError(f"closed after {bytes(self.buffer)!r}")
+        part = self._take(self.buffer.index(end))
+        del self.buffer[: len(end)]
         return part
 
     def _exactly(self, count: int) -> bytes:
         while len(self.buffer) < count:
             if not self._more():
                 raise ConnectionError(f"closed after {len(self.buffer)} of {count} bytes")
-        part, self.buffer = self.buffer[:count], self.buffer[count:]
+        return self._take(count)
+
+    def _take(self, count: int) -> bytes:
+        part = bytes(self.buffer[:count])
+        del self.buffer[:count]
         return part
 
     def _chunks(self) -> bytes:
@@ -266,8 +270,8 @@ def running() -> t.Iterator[t.Callable[..., Running]]:
     fds = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     started: list[Running] = []
 
-    def start(app: t.Any, **options: t.Any) -> Running:
-        started.append(Running(app, **options))
+    def start(app: t.Any, kind: type[Running] = Running, **options: t.Any) -> Running:
+        started.append(kind(app, **options))
         return started[-1]
 
     yield start

@@ -16,10 +16,18 @@ class Load:
     with status 200 ended.
     """
 
-    def __init__(self, port: int, clients: int, path: str = "/", total: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        clients: int,
+        path: str = "/",
+        total: int | None = None,
+        connect: t.Callable[[t.Any], Client] = Client,
+    ) -> None:
         self.answers: Counter[bytes] = Counter()
         self.failed: list[str] = []
         self._address = ("127.0.0.1", port)
+        self._connect = connect
         self._path = path
         self._left = total
         self._lock = threading.Lock()
@@ -62,7 +70,7 @@ class Load:
         while self._take():
             outcome: t.Any
             try:
-                with Client(self._address) as client:
+                with self._connect(self._address) as client:
                     code, _, outcome = client.get(self._path, "Connection: close\r\n")
                 failure = "" if code == 200 else f"status {code}"
             except OSError as error:

@@ -221,7 +221,7 @@ def test_a_request_behind_a_large_response_is_answered(running: Start) -> None:
             client.send(b"GET /?%d HTTP/1.1\r\nHost: a\r\n\r\n" % size)
             wait_until(lambda: one.server.connections(), "accepted")
             client.sock.recv(1)
-            client.buffer = b"H"
+            client.buffer = bytearray(b"H")
             client.send(GET)
             assert len(client.response()[2]) == size
             assert client.response()[2] == b"x"

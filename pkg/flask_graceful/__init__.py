@@ -6,11 +6,12 @@ restarts it and SIGTERM stops it, and no request is lost.
 
 from .connection import Connection as Connection
 from .connection import ConnState as ConnState
+from .life import POST_SIGNAL as POST_SIGNAL
+from .life import PRE_SIGNAL as PRE_SIGNAL
 from .listeners import ListenError as ListenError
-from .restart import POST_SIGNAL as POST_SIGNAL
-from .restart import PRE_SIGNAL as PRE_SIGNAL
 from .restart import GracefulServer as GracefulServer
 from .server import Server as Server
 from .server import ServerClosed as ServerClosed
 from .server import ShutdownTimeout as ShutdownTimeout
 from .settings import Settings as Settings
+from .tls import CertificateFileError as CertificateFileError

@@ -14,7 +14,6 @@ Rules: only an owner closes the socket; others cut it, which the owner notices.
 
 from __future__ import annotations
 
-import enum
 import logging
 import threading
 import time
@@ -23,19 +22,20 @@ import typing as t
 from .errors import ProtocolError
 from .exchange import Drained, Exchange
 from .http11 import HeadParser
-from .listeners import join_host_port
+from .listeners import peer_name, plain_host
 from .poller import HANGUP, NEVER, READ, Deadlines
-from .wire import Disconnected, Wire
+from .states import TRANSITIONS, Phase
+from .states import ConnState as ConnState
+from .wire import Disconnected
 from .wsgi import refusal, request_environ
 
 if t.TYPE_CHECKING:
-    import socket
-
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
     from .crew import Crew
     from .http11 import Request
     from .settings import Settings
+    from .wire import Wire
 
 log = logging.getLogger("flask_graceful")
 
@@ -46,38 +46,6 @@ DRAIN_TIME = 5.0
 LINGER_TIME = 2.0
 # How long a connection that has not sent a whole request holds a shutdown (row S3).
 NEW_GRACE = 5.0
-
-
-class ConnState(enum.IntEnum):
-    """What a connection does; the values of Go's ConnState (row K1)."""
-
-    NEW = 0
-    ACTIVE = 1
-    IDLE = 2
-    HIJACKED = 3
-    CLOSED = 4
-
-    def __str__(self) -> str:
-        return self.name.lower()
-
-
-TRANSITIONS = {
-    ConnState.NEW: {ConnState.ACTIVE, ConnState.CLOSED},
-    ConnState.ACTIVE: {ConnState.IDLE, ConnState.HIJACKED, ConnState.CLOSED},
-    ConnState.IDLE: {ConnState.ACTIVE, ConnState.CLOSED},
-    ConnState.HIJACKED: set[ConnState](),
-    ConnState.CLOSED: set[ConnState](),
-}
-
-
-class _Phase(enum.Enum):
-    """What the connection waits for when it has no owner."""
-
-    HEAD = enum.auto()
-    FLUSH = enum.auto()
-    DRAIN = enum.auto()
-    LINGER = enum.auto()
-    OVER = enum.auto()
 
 
 class Host(t.Protocol):
@@ -118,7 +86,7 @@ class Connection:
         "state",
     )
 
-    def __init__(self, host: Host, sock: socket.socket, peer: t.Any, base: WSGIEnvironment) -> None:
+    def __init__(self, host: Host, wire: Wire, peer: t.Any, base: WSGIEnvironment) -> None:
         self.peer = peer
         self.state = ConnState.NEW
         self.deadline = NEVER
@@ -126,11 +94,11 @@ class Connection:
         self.accepted = self._began = time.monotonic()
         self._host = host
         self._base = base
-        self._fd = sock.fileno()
-        self._wire = Wire(sock, host.settings.max_header_bytes)
+        self._fd = wire.sock.fileno()
+        self._wire = wire
         self._claim = threading.Lock()
         self._look_again = False
-        self._phase = _Phase.HEAD
+        self._phase = Phase.HEAD
         # The request being served, until its response is out.
         self._exchange: Exchange | None = None
 
@@ -138,10 +106,16 @@ class Connection:
         return f"<Connection {self.peer_name()} {self.state}>"
 
     def peer_name(self) -> str:
-        """The client's address, for the log."""
-        if not isinstance(self.peer, tuple):
-            return "@"
-        return join_host_port(_plain_host(self.peer[0]), self.peer[1])
+        return peer_name(self.peer)
+
+    def add_entries(self, entries: t.Mapping[str, t.Any]) -> None:
+        """Put entries into the environ of this connection's requests."""
+        if entries:
+            self._base = {**self._base, **entries}
+
+    def discard(self) -> None:
+        """Close a connection that was never started."""
+        self._wire.close()
 
     def running(self) -> tuple[Request, float] | None:
         """The request being served, and the seconds since it began to arrive. From any thread."""
@@ -156,10 +130,8 @@ class Connection:
         if not self._claim_or_note():
             return
         try:
-            if self._phase is not _Phase.OVER:
-                settings = self._host.settings
-                limit = settings.read_header_timeout or settings.read_timeout
-                self.deadline = _after(self.accepted, limit)
+            if self._phase is not Phase.OVER:
+                self.deadline = self._first_deadline()
                 self._host.crew.poller.register(self._fd, self)
                 self._host.crew.poller.schedule(self)
         except OSError:
@@ -193,7 +165,7 @@ class Connection:
             # Its owner is at work, and schedules the deadline that holds then.
             return
         try:
-            if self._phase is not _Phase.OVER:
+            if self._phase is not Phase.OVER:
                 if self.deadline <= time.monotonic():
                     self._end()
                 else:
@@ -216,17 +188,23 @@ class Connection:
         if not self._claim_or_note():
             return
         try:
-            if self._phase is not _Phase.HEAD:
-                return
-            is_old = self.accepted + NEW_GRACE < time.monotonic()
-            if self._wire.has_input():
-                self._host.crew.post(self)
-            elif self.state is ConnState.NEW and is_old:
-                self._end()
-            else:
+            if self._phase is Phase.HANDSHAKE:
                 self._rest_of_idle_life()
+            elif self._phase is Phase.HEAD:
+                is_old = self.accepted + NEW_GRACE < time.monotonic()
+                if self._wire.has_input():
+                    self._host.crew.post(self)
+                elif self.state is ConnState.NEW and is_old:
+                    self._end()
+                else:
+                    self._rest_of_idle_life()
         finally:
             self._let_go()
+
+    def _first_deadline(self) -> float:
+        """Until when the first head must be there (row TM1)."""
+        settings = self._host.settings
+        return _after(self._began, settings.read_header_timeout or settings.read_timeout)
 
     def _claim_or_note(self) -> bool:
         """Become the owner; or leave a note, so that the owner looks again before it goes."""
@@ -248,19 +226,19 @@ class Connection:
 
     def _step(self) -> None:
         phase = self._phase
-        if phase is _Phase.HEAD:
+        if phase is Phase.HEAD:
             self._read_head()
-        elif phase is _Phase.FLUSH:
+        elif phase is Phase.FLUSH:
             self._flush()
-        elif phase is _Phase.DRAIN:
+        elif phase is Phase.DRAIN:
             self._drain()
-        elif phase is _Phase.LINGER:
+        elif phase is Phase.LINGER:
             self._linger()
 
     def _park(self) -> None:
         """Let the poller report the connection from now on."""
         poller = self._host.crew.poller
-        poller.arm(self._fd, self._phase is _Phase.FLUSH)
+        poller.arm(self._fd, self._phase is Phase.FLUSH)
         if self.deadline * Deadlines.PER_SECOND < self.slot - 1:
             poller.schedule(self)
 
@@ -286,6 +264,9 @@ class Connection:
             return
         if request is not None:
             self._serve(request)
+        elif data == b"" and inbox.data:
+            # The client may still listen (row TM15).
+            self._refuse(ProtocolError("the connection was closed within the head"))
         elif data == b"":
             self._end()
         elif self._host.closes_idle:
@@ -328,7 +309,7 @@ class Connection:
         self._set_state(ConnState.ACTIVE)
         environ = request_environ(self._base, request)
         if isinstance(self.peer, tuple):
-            environ["REMOTE_ADDR"] = _plain_host(self.peer[0])
+            environ["REMOTE_ADDR"] = plain_host(self.peer[0])
             environ["REMOTE_PORT"] = str(self.peer[1])
         exchange.run(host.app, environ, self.peer_name())
         self._flush()
@@ -353,7 +334,7 @@ class Connection:
         elif is_out:
             self._after_response(exchange)
         else:
-            self._phase = _Phase.FLUSH
+            self._phase = Phase.FLUSH
             self.deadline = exchange.write_deadline
             self._park()
 
@@ -362,7 +343,7 @@ class Connection:
             if exchange.is_body_over:
                 self._become_idle()
             else:
-                self._phase = _Phase.DRAIN
+                self._phase = Phase.DRAIN
                 self.deadline = time.monotonic() + DRAIN_TIME
                 self._drain()
         elif exchange.is_body_over and not self._wire.has_input():
@@ -387,7 +368,7 @@ class Connection:
     def _become_idle(self) -> None:
         host = self._host
         self._forget_exchange()
-        self._phase = _Phase.HEAD
+        self._phase = Phase.HEAD
         self._set_state(ConnState.IDLE)
         self._began = 0.0
         settings = host.settings
@@ -413,7 +394,7 @@ class Connection:
         if not self._wire.finish():
             self._end()
             return
-        self._phase = _Phase.LINGER
+        self._phase = Phase.LINGER
         self._wire.inbox.data.clear()
         self.deadline = time.monotonic() + LINGER_TIME
         self._linger()
@@ -432,14 +413,14 @@ class Connection:
         self._go_on()
 
     def _end(self) -> None:
-        if self._phase is _Phase.OVER:
+        if self._phase is Phase.OVER:
             return
-        self._phase = _Phase.OVER
+        self._phase = Phase.OVER
         self._forget_exchange()
         poller = self._host.crew.poller
         poller.unregister(self._fd)
         poller.deadlines.forget(self)
-        self._wire.sock.close()
+        self._wire.close()
         self._set_state(ConnState.CLOSED)
 
     def _forget_exchange(self) -> None:
@@ -466,8 +447,3 @@ _parser = _Parser()
 
 def _after(start: float, timeout: float) -> float:
     return start + timeout if timeout else NEVER
-
-
-def _plain_host(host: str) -> str:
-    """An IPv4 client of a dual-stack socket, as IPv4."""
-    return host[7:] if host.startswith("::ffff:") else host

@@ -1,4 +1,4 @@
-"""What a client did wrong, as an exception that knows its answer."""
+"""Exceptions that more than one module raises."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ class ProtocolError(Exception):
     def __init__(self, message: str, status: str = "400 Bad Request") -> None:
         super().__init__(message)
         self.status = status
+
+
+class ServerClosed(Exception):
+    """The server was shut down or closed: what `serve` ends with (Go's ErrServerClosed)."""
+
+    def __init__(self, message: str = "http: Server closed") -> None:
+        super().__init__(message)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 import typing as t
 from functools import partial
 
 from .body import body_decoder
 from .errors import ProtocolError
+from .poller import NEVER
 from .wire import Disconnected, Wire
 from .wsgi import Response, answer_asterisk, client_error, input_stream, refusal
 
@@ -203,6 +205,9 @@ class Exchange:
             raise self._failure from error
 
     def _send(self, data: bytes, is_last: bool) -> None:
+        if self.write_deadline < NEVER and time.monotonic() > self.write_deadline:
+            # The application took too long: its answer is lost (row TM11).
+            self._wire.fail("the response took longer than write_timeout")
         if is_last:
             self.tail = self._wire.send(memoryview(data))
         else:

@@ -171,6 +171,16 @@ def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def plain_host(host: str) -> str:
+    """An IPv4 address of a dual-stack socket, as IPv4."""
+    return host[7:] if host.startswith("::ffff:") else host
+
+
+def peer_name(peer: t.Any) -> str:
+    """What `accept` says about a client, for logs; `@` for one of a Unix socket, as in Go."""
+    return join_host_port(plain_host(peer[0]), peer[1]) if isinstance(peer, tuple) else "@"
+
+
 def _bind_tcp(address: Address) -> socket.socket:
     if not address.host and socket.has_dualstack_ipv6():
         return _bound(socket.AF_INET6, ("::", address.port), dual_stack=True)

@@ -1,7 +1,8 @@
 """`Server`: Go's http.Server for a WSGI application.
 
 Owns the listeners being served, the connections, and the way to the end: `shutdown` and `close`.
-What a connection does is in `connection`, which threads do it in `crew`.
+How connections come in is in `acceptor`, what they do in `connection`, which threads do it in
+`crew`.
 
 Rules: names, order and results are Go's (rows L, S, C of the specification); what Go returns as an
 error is raised here. A server that was shut down or closed serves never again.
@@ -9,38 +10,30 @@ error is raised here. A server that was shut down or closed serves never again.
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
-import time
 import typing as t
 
+from .acceptor import Acceptor
 from .connection import Connection, ConnState
 from .crew import Crew
+from .errors import ServerClosed as ServerClosed
 from .listeners import Listener, listen, parse_address
-from .poller import NEVER, Deadlines, new_poller
+from .poller import new_poller
 from .settings import Settings
-from .wsgi import base_environ
+from .tls import Credentials, check_context
 
 if t.TYPE_CHECKING:
+    import ssl
+
     from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger("flask_graceful")
 
-# Connections taken from one listener before others get their turn.
-ACCEPT_BATCH = 64
-# Accept errors that pass, and the pause after them in seconds (row Y1).
-_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
-MIN_PAUSE = 0.005
-MAX_PAUSE = 1.0
+HTTPS_PORT = 443
 
-
-class ServerClosed(Exception):
-    """The server was shut down or closed: what `serve` ends with (Go's ErrServerClosed)."""
-
-    def __init__(self, message: str = "http: Server closed") -> None:
-        super().__init__(message)
+Entries = t.Mapping[str, t.Any]
 
 
 class ShutdownTimeout(TimeoutError):
@@ -53,13 +46,19 @@ class Server:
     :param addr: `host:port`, `:port` (IPv4 and IPv6), `[v6]:port` or `unix:/path`; empty is `:80`.
     :param app: the WSGI application. May be replaced at any time, for the requests that follow.
     :param conn_state: called with a connection and its new `ConnState` at each change (rows K).
+    :param ssl_context: what TLS is served with when no files are named; used as it is (row X4).
+    :param base_context: called once with each listener that is served, as it was given; the
+        entries that it returns are in the environ of all requests that come over it (row Y3).
+    :param conn_context: called with the entries so far and each new connection, before it is
+        served; the entries that it returns are added for this connection. Accepting waits for it.
     :param options: any setting of :class:`Settings`, by its name.
     :raises ValueError: an address or setting can't be used; TypeError: it is unknown or of a
         wrong type.
     """
 
-    # What the listeners speak, in environ and in the log.
-    scheme = "http"
+    keeps_alive = True
+    closes_idle = False
+    is_stopping = False
 
     def __init__(
         self,
@@ -67,6 +66,9 @@ class Server:
         app: WSGIApplication,
         *,
         conn_state: t.Callable[[Connection, ConnState], object] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        base_context: t.Callable[[t.Any], Entries] | None = None,
+        conn_context: t.Callable[[dict[str, t.Any], Connection], Entries] | None = None,
         **options: t.Any,
     ) -> None:
         self.settings = Settings.from_options(options)
@@ -75,15 +77,17 @@ class Server:
         self.app = app
         self.address = parse_address(addr)
         self.conn_state = conn_state
-        self.keeps_alive = True
-        self.closes_idle = False
-        self.is_stopping = False
+        self.ssl_context = None if ssl_context is None else check_context(ssl_context)
+        self.base_context = base_context
+        self.conn_context = conn_context
         self.crew: Crew = None  # type: ignore[assignment]  # made when serving begins
         self._lock = threading.Lock()
         self._acceptors: set[Acceptor] = set()
+        # What TLS listeners are served with, each once.
+        self._credentials: list[Credentials] = []
         self._connections: set[Connection] = set()
         self._on_shutdown: list[t.Callable[[], object]] = []
-        # Set while a shutdown has nothing left to wait for.
+        # Set when a shutdown has nothing left to wait for.
         self._drained = threading.Event()
 
     def listen_and_serve(self) -> t.NoReturn:
@@ -96,6 +100,20 @@ class Server:
             raise ServerClosed
         self.serve(listen(self.address))
 
+    def listen_and_serve_tls(self, certfile: str = "", keyfile: str = "") -> t.NoReturn:
+        """The same over TLS; an empty address is `:443` (row L6).
+
+        :param certfile: the certificate in PEM, with the intermediate ones behind it; empty
+            when the server was given an `ssl_context`.
+        :param keyfile: its private key in PEM, not encrypted; empty: it is in `certfile` too.
+        :raises CertificateFileError: a file can't be used; nothing was bound.
+        """
+        if self.is_stopping:
+            raise ServerClosed
+        credentials = self._load(certfile, keyfile)
+        listener = listen(parse_address(self.address.text, HTTPS_PORT))
+        self._start(listener, credentials=credentials).wait()
+
     def serve(self, listener: Listener | socket.socket) -> t.NoReturn:
         """Serve a listening socket until `shutdown` or `close`, which this does not wait for.
 
@@ -105,9 +123,42 @@ class Server:
         :raises ServerClosed: the normal end.
         :raises OSError: accepting failed for good; connections are served on (row L9).
         """
-        if isinstance(listener, socket.socket):
-            listener = Listener(listener, "")
-        self._start(listener).wait()
+        self._start(_as_listener(listener), listener).wait()
+
+    def serve_tls(
+        self, listener: Listener | socket.socket, certfile: str = "", keyfile: str = ""
+    ) -> t.NoReturn:
+        """The same over TLS, with the files of `listen_and_serve_tls`.
+
+        :raises CertificateFileError: a file can't be used; the listener is closed (row L7).
+        """
+        try:
+            if self.is_stopping:
+                raise ServerClosed
+            credentials = self._load(certfile, keyfile)
+        except BaseException:
+            _as_listener(listener).close()
+            raise
+        self._start(_as_listener(listener), listener, credentials).wait()
+
+    def reload_certificate(self) -> None:
+        """Read certificates and keys again; handshakes from now on use them. From any thread.
+
+        Connections that are open keep what they have. All files are read before one is used.
+
+        :raises CertificateFileError: a file can't be used; the old ones stay in force.
+        :raises RuntimeError: no TLS is served with files.
+        """
+        with self._lock:
+            with_files = [one for one in self._credentials if one.has_files]
+        if not with_files:
+            raise RuntimeError(
+                "no certificate file is in use; a context of your own can be changed "
+                "with its load_cert_chain()"
+            )
+        contexts = [one.load() for one in with_files]
+        for one, context in zip(with_files, contexts, strict=True):
+            one.context = context
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Stop without cutting a request: Go's Shutdown (rows S).
@@ -167,16 +218,34 @@ class Server:
         if state >= ConnState.HIJACKED and self.is_stopping:
             self._settle()
 
-    def _start(self, listener: Listener) -> Acceptor:
-        """Begin to serve a listener."""
-        acceptor = Acceptor(self, listener)
+    def _load(self, certfile: str, keyfile: str) -> Credentials:
+        credentials = Credentials(certfile, keyfile, self.ssl_context)
         with self._lock:
-            if self.is_stopping:
-                listener.close()
-                raise ServerClosed
-            if self.crew is None:
-                self.crew = Crew(new_poller(), self.settings.threads)
-            self._acceptors.add(acceptor)
+            self._credentials.append(credentials)
+        return credentials
+
+    def _start(
+        self,
+        listener: Listener,
+        given: object = None,
+        credentials: Credentials | None = None,
+    ) -> Acceptor:
+        """Begin to serve a listener, which is closed when that can't be.
+
+        :param given: the listener as the user gave it; None: the same.
+        :param credentials: what TLS is served with; None: plain HTTP.
+        """
+        try:
+            acceptor = Acceptor(self, listener, given or listener, credentials)
+            with self._lock:
+                if self.is_stopping:
+                    raise ServerClosed
+                if self.crew is None:
+                    self.crew = Crew(new_poller(), self.settings.threads)
+                self._acceptors.add(acceptor)
+        except BaseException:
+            listener.close()
+            raise
         self.crew.start()
         acceptor.start()
         return acceptor
@@ -231,103 +300,5 @@ class Server:
         self._drained.set()
 
 
-class Acceptor:
-    """One listener being served. `handle` and `on_deadline` are called by the crew."""
-
-    def __init__(self, server: Server, listener: Listener) -> None:
-        self.listener = listener
-        self.deadline = NEVER
-        self.slot = Deadlines.NO_SLOT
-        self._server = server
-        self._base = base_environ(
-            listener.host, str(listener.port), server.scheme, server.settings.threads
-        )
-        self._pause = 0.0
-        self._lock = threading.Lock()
-        self._is_over = False
-        self.error: Exception = ServerClosed()
-        self._ended = threading.Event()
-
-    def __repr__(self) -> str:
-        return f"<accepting on {self.listener!r}>"
-
-    def has_failed(self) -> bool:
-        """Did accepting end by an error, and not by a shutdown?"""
-        return self._is_over and not isinstance(self.error, ServerClosed)
-
-    def start(self) -> None:
-        with self._lock:
-            if not self._is_over:
-                self._server.crew.poller.register_level(self.listener.fileno(), self)
-
-    def wait(self) -> t.NoReturn:
-        """Wait for the end of serving; raises its reason."""
-        try:
-            self._ended.wait()
-        finally:
-            self.stop(drain_queue=False)
-        raise self.error
-
-    def stop(self, drain_queue: bool, unlink: bool = True) -> None:
-        """Accept no more. With `drain_queue`, first take those whom the kernel let in already."""
-        with self._lock:
-            if self._is_over:
-                return
-            self._is_over = True
-            poller = self._server.crew.poller
-            poller.unregister(self.listener.fileno())
-            poller.deadlines.forget(self)
-            try:
-                if drain_queue:
-                    self._accept(NEVER)
-            except OSError as error:
-                log.warning("http: Accept error: %s; while emptying the queue", error)
-            finally:
-                self.listener.close(unlink)
-        self._ended.set()
-        self._server._forget_acceptor(self)
-
-    def handle(self, mask: int) -> None:
-        if not self._lock.acquire(False):
-            return
-        failed: OSError | None = None
-        try:
-            if not self._is_over:
-                self._accept(ACCEPT_BATCH)
-                self._pause = 0.0
-        except OSError as error:
-            if error.errno in _PASSING_ERRORS:
-                self._rest(error)
-            else:
-                failed = error
-        finally:
-            self._lock.release()
-        if failed is not None:
-            self.error = failed
-            self.stop(drain_queue=False)
-
-    def on_deadline(self) -> None:
-        """The pause after an accept error is over."""
-        self.deadline = NEVER
-        self.start()
-
-    def _accept(self, most: float) -> None:
-        count = 0
-        while count < most:
-            try:
-                sock, peer = self.listener.accept()
-            except BlockingIOError:
-                return
-            except (ConnectionAbortedError, InterruptedError):
-                continue
-            count += 1
-            self._server._add_connection(Connection(self._server, sock, peer, self._base))
-
-    def _rest(self, error: OSError) -> None:
-        """Pause as Go does, without polling: a full descriptor table must not spin."""
-        self._pause = min(max(self._pause * 2, MIN_PAUSE), MAX_PAUSE)
-        log.warning("http: Accept error: %s; retrying in %gms", error, self._pause * 1000)
-        poller = self._server.crew.poller
-        poller.unregister(self.listener.fileno())
-        self.deadline = time.monotonic() + self._pause
-        poller.schedule(self)
+def _as_listener(listener: Listener | socket.socket) -> Listener:
+    return Listener(listener, "") if isinstance(listener, socket.socket) else listener

@@ -5,17 +5,33 @@ heads are found in.
 
 Rules: the socket is non-blocking for life. Who waits here is the thread that owns the request, and
 waits for its own client. After a `Disconnected` the wire is broken and carries nothing more.
+`TLSWire` keeps the same promises over TLS, so nobody else needs to know which one it is.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
 import typing as t
 
 from .http11 import HeadBuffer
 from .poller import wait_ready
+from .tls import (
+    NOT_TLS,
+    PLAIN_HTTP,
+    PLAIN_HTTP_ANSWER,
+    HandshakeError,
+    PlainHTTPError,
+    failure_text,
+    may_be_tls,
+    wrap,
+)
 
 RECEIVE_SIZE = 65536
+# The most that one TLS record holds (RFC 8446, section 5.1).
+RECORD_SIZE = 16384
+# TLS takes a block as a whole or not at all; blocks of this size keep the progress visible.
+SEAL_SIZE = 131072
 
 
 class Disconnected(ConnectionError):
@@ -108,4 +124,188 @@ class Wire:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             # Closed by its owner or left by the client: cut already.
+            pass
+
+    def close(self) -> None:
+        """Close the socket. The owner's last act."""
+        self.sock.close()
+
+
+class TLSWire(Wire):
+    """The same over TLS, with a handshake before anything else.
+
+    Strategy: the socket is raw until the handshake begins, so that a client without TLS can be
+    recognised and answered, and raw again once the last word is said, when all that comes is
+    thrown away.
+
+    Rules: OpenSSL reads one record at a time, and the poller knows nothing of records. So
+    `receive` reads until the socket has no more, and `send` writes until it takes no more. A block
+    that was not taken must be offered again unchanged, which is what `send` returns. Never
+    `SSLSocket.shutdown`: it forgets the encryption before it shuts down, and what its owner sends
+    meanwhile would go out in the clear.
+
+    :raises OSError: the client has gone already; the socket is closed.
+    """
+
+    __slots__ = ("_is_raw", "wants_write")
+
+    sock: ssl.SSLSocket
+
+    def __init__(self, sock: socket.socket, max_header_bytes: int, context: ssl.SSLContext) -> None:
+        super().__init__(wrap(sock, context), max_header_bytes)
+        self._is_raw = True
+        # What TLS waits for before it goes on is that the socket can be written.
+        self.wants_write = False
+
+    def shake_hands(self) -> bool:
+        """Take the handshake as far as it goes without waiting; is it done?
+
+        :raises PlainHTTPError: the client sent an HTTP request, not TLS.
+        :raises HandshakeError: it failed.
+        """
+        if self._is_raw and not self._is_opened_by_tls():
+            return False
+        try:
+            self.sock.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            self._note_want(error)
+            return False
+        except (OSError, ValueError) as error:
+            raise HandshakeError(failure_text(error)) from error
+        self.wants_write = False
+        return True
+
+    def refuse_plain_http(self) -> None:
+        """Answer a client without TLS in its own language (row X2)."""
+        try:
+            socket.socket.send(self.sock, PLAIN_HTTP_ANSWER)
+        except OSError:
+            # It does not listen; the connection ends in any case.
+            pass
+
+    def receive(self) -> bytes | None:
+        if self._is_raw:
+            return self._receive_raw()
+        parts: list[bytes] = []
+        size = 0
+        self.has_more = False
+        while size < RECEIVE_SIZE:
+            try:
+                data = self.sock.recv(RECORD_SIZE)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                self._note_want(error)
+                return b"".join(parts) if parts else None
+            except OSError:
+                data = b""
+            if not data:
+                # The end is reported by itself, and seen again by whoever looks again.
+                self.has_more = bool(parts)
+                return b"".join(parts)
+            parts.append(data)
+            size += len(data)
+        self.has_more = True
+        return b"".join(parts)
+
+    def receive_by(self, deadline: float) -> bytes:
+        while True:
+            data = self.receive()
+            if data:
+                return data
+            if data is not None:
+                self.fail("the client closed the connection within its request")
+            if not wait_ready(self.sock, self.wants_write, deadline):
+                self.fail("the request's body took longer than read_timeout")
+
+    def send(self, data: memoryview) -> memoryview:
+        try:
+            while data:
+                data = data[self.sock.send(data[:SEAL_SIZE]) :]
+            self.wants_write = False
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            self._note_want(error)
+        except OSError as error:
+            self.fail("the client closed the connection", error)
+        return data
+
+    def send_by(self, data: memoryview, deadline: float) -> None:
+        while data := self.send(data):
+            if not wait_ready(self.sock, self.wants_write, deadline):
+                self.fail("the response took longer than write_timeout")
+
+    def has_input(self) -> bool:
+        try:
+            return bool(self.inbox.data or self.sock.pending() or self._peek())
+        except OSError:
+            return False
+
+    def finish(self) -> bool:
+        self._say_goodbye()
+        try:
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        except OSError:
+            return False
+        return True
+
+    def cut(self) -> None:
+        try:
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        except OSError:
+            # Closed by its owner or left by the client: cut already.
+            pass
+
+    def close(self) -> None:
+        self._say_goodbye()
+        self.sock.close()
+
+    def _is_opened_by_tls(self) -> bool:
+        """Look at the client's first byte; False while there is none."""
+        opening = self.inbox.data
+        try:
+            if not opening:
+                first = self._peek()
+                if not first:
+                    raise HandshakeError("EOF")
+                if may_be_tls(first):
+                    self._is_raw = False
+                    return True
+            data = socket.socket.recv(self.sock, 5 - len(opening))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise HandshakeError(failure_text(error)) from error
+        opening += data
+        if bytes(opening) in PLAIN_HTTP:
+            raise PlainHTTPError("the client speaks HTTP without TLS")
+        if len(opening) == 5:
+            raise HandshakeError(NOT_TLS)
+        if not data:
+            raise HandshakeError("unexpected EOF")
+        return self._is_opened_by_tls()
+
+    def _peek(self) -> bytes:
+        return socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+
+    def _receive_raw(self) -> bytes | None:
+        try:
+            data = socket.socket.recv(self.sock, RECEIVE_SIZE)
+        except BlockingIOError:
+            self.has_more = False
+            return None
+        except OSError:
+            return b""
+        self.has_more = len(data) == RECEIVE_SIZE
+        return data
+
+    def _note_want(self, error: ssl.SSLError) -> None:
+        self.wants_write = isinstance(error, ssl.SSLWantWriteError)
+
+    def _say_goodbye(self) -> None:
+        """close_notify (RFC 8446, section 6.1), without waiting for the client's; once."""
+        if self._is_raw or self.is_broken:
+            return
+        self._is_raw = True
+        try:
+            self.sock.unwrap()
+        except (OSError, ValueError):
+            # The client has not said its own yet, or is gone.
             pass

@@ -1,0 +1,245 @@
+"""One listener being served: connections from the kernel's queue to the server.
+
+Owns accepting, the pause after an accept error, and the part of environ that a listener's
+connections share.
+
+Strategy: a crew's thread takes what the queue holds, up to a limit, and goes on to other work. A
+connection begins its life here and nothing is read from it here, so no client can hold the queue.
+
+Rules: errors that pass cause a pause, as in Go (row Y1); others end the serving and leave open
+connections alone (row L9).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+import typing as t
+
+from .connection import Connection
+from .errors import ServerClosed
+from .listeners import join_host_port, peer_name, plain_host
+from .poller import NEVER, Deadlines
+from .secure import SecureConnection
+from .tls import failure_text
+from .wire import TLSWire, Wire
+from .wsgi import base_environ
+
+if t.TYPE_CHECKING:
+    import socket
+
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from .listeners import Listener
+    from .server import Server
+    from .tls import Credentials
+
+log = logging.getLogger("flask_graceful")
+
+# Connections taken from one listener before others get their turn.
+ACCEPT_BATCH = 64
+# Accept errors that pass, and the pause after them in seconds (row Y1).
+_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
+MIN_PAUSE = 0.005
+MAX_PAUSE = 1.0
+# Local addresses whose environ is kept; no usual machine has more.
+MAX_LOCAL = 64
+
+
+class ContextError(TypeError):
+    """A context function returned no entries (row Y3)."""
+
+
+class Acceptor:
+    """One listener being served. `handle` and `on_deadline` are called by the crew.
+
+    :param given: the listener as the user gave it, for `base_context`.
+    :param credentials: what TLS is served with; None: plain HTTP.
+    :raises ContextError: `base_context` returned no entries.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        listener: Listener,
+        given: object,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self.listener = listener
+        self.deadline = NEVER
+        self.slot = Deadlines.NO_SLOT
+        self._server = server
+        self._credentials = credentials
+        self._base = self._make_base(given)
+        self._bases: dict[str, WSGIEnvironment] = {}
+        self._pause = 0.0
+        self._lock = threading.Lock()
+        self._is_over = False
+        self.error: Exception = ServerClosed()
+        self._ended = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<accepting on {self.listener!r}>"
+
+    def has_failed(self) -> bool:
+        """Did accepting end by an error, and not by a shutdown?"""
+        return self._is_over and not isinstance(self.error, ServerClosed)
+
+    def start(self) -> None:
+        with self._lock:
+            if not self._is_over:
+                self._server.crew.poller.register_level(self.listener.fileno(), self)
+
+    def wait(self) -> t.NoReturn:
+        """Wait for the end of serving; raises its reason."""
+        try:
+            self._ended.wait()
+        finally:
+            self.stop(drain_queue=False)
+        raise self.error
+
+    def stop(self, drain_queue: bool, unlink: bool = True) -> None:
+        """Accept no more. With `drain_queue`, first take those whom the kernel let in already."""
+        with self._lock:
+            if self._is_over:
+                return
+            self._is_over = True
+            poller = self._server.crew.poller
+            poller.unregister(self.listener.fileno())
+            poller.deadlines.forget(self)
+            try:
+                if drain_queue:
+                    self._accept(NEVER)
+            except (OSError, ContextError) as error:
+                log.warning("http: Accept error: %s; while emptying the queue", error)
+            finally:
+                self.listener.close(unlink)
+        self._ended.set()
+        self._server._forget_acceptor(self)
+
+    def handle(self, mask: int) -> None:
+        if not self._lock.acquire(False):
+            return
+        failed: Exception | None = None
+        try:
+            if not self._is_over:
+                self._accept(ACCEPT_BATCH)
+                self._pause = 0.0
+        except OSError as error:
+            if error.errno in _PASSING_ERRORS:
+                self._rest(error)
+            else:
+                failed = error
+        except ContextError as error:
+            failed = error
+        finally:
+            self._lock.release()
+        if failed is not None:
+            self.error = failed
+            self.stop(drain_queue=False)
+
+    def on_deadline(self) -> None:
+        """The pause after an accept error is over."""
+        self.deadline = NEVER
+        self.start()
+
+    def _accept(self, most: float) -> None:
+        count = 0
+        while count < most:
+            try:
+                sock, peer = self.listener.accept()
+            except BlockingIOError:
+                return
+            except (ConnectionAbortedError, InterruptedError):
+                continue
+            count += 1
+            connection = self._connection(sock, peer)
+            if connection is not None:
+                self._server._add_connection(connection)
+
+    def _connection(self, sock: socket.socket, peer: t.Any) -> Connection | None:
+        """A new connection; None when it ended before it began."""
+        server = self._server
+        most = server.settings.max_header_bytes
+        base = self._base_for(sock)
+        connection: Connection
+        if self._credentials is None:
+            connection = Connection(server, Wire(sock, most), peer, base)
+        else:
+            try:
+                wire = TLSWire(sock, most, self._credentials.context)
+            except OSError as error:
+                name, reason = peer_name(peer), failure_text(error)
+                log.warning("http: TLS handshake error from %s: %s", name, reason)
+                return None
+            connection = SecureConnection(server, wire, peer, base)
+        if server.conn_context is not None and not self._add_context(connection, base.copy()):
+            return None
+        return connection
+
+    def _add_context(self, connection: Connection, entries: WSGIEnvironment) -> bool:
+        """Ask `conn_context` for the connection's entries; False ends it (row Y3).
+
+        :raises ContextError: it returned no entries.
+        """
+        assert self._server.conn_context is not None
+        try:
+            added = self._server.conn_context(entries, connection)
+            if added is None:
+                raise ContextError("ConnContext returned nil")
+            connection.add_entries(added)
+        except ContextError:
+            connection.discard()
+            raise
+        except Exception:
+            log.exception("http: conn_context failed for %r", connection)
+            connection.discard()
+            return False
+        return True
+
+    def _make_base(self, given: object) -> WSGIEnvironment:
+        """environ of this listener's requests (rows Y3, Y4)."""
+        server, listener = self._server, self.listener
+        scheme = "http" if self._credentials is None else "https"
+        port = str(listener.port)
+        base = base_environ(listener.host, port, scheme, server.settings.threads)
+        if self._credentials is not None:
+            # As Apache has it, for programs older than PEP 3333.
+            base["HTTPS"] = "on"
+        base["flask_graceful.server"] = server
+        base["flask_graceful.local_addr"] = listener.address
+        if server.base_context is not None:
+            entries = server.base_context(given)
+            if entries is None:
+                raise ContextError("BaseContext returned a nil context")
+            base.update(entries)
+        return base
+
+    def _base_for(self, sock: socket.socket) -> WSGIEnvironment:
+        """The same, with the address that the client has connected to."""
+        listener = self.listener
+        if listener.host not in ("::", "0.0.0.0"):
+            return self._base
+        try:
+            host = plain_host(sock.getsockname()[0])
+        except OSError:
+            return self._base
+        base = self._bases.get(host)
+        if base is None:
+            address = join_host_port(host, listener.port)
+            base = {**self._base, "flask_graceful.local_addr": address}
+            if len(self._bases) < MAX_LOCAL:
+                self._bases[host] = base
+        return base
+
+    def _rest(self, error: OSError) -> None:
+        """Pause as Go does, without polling: a full descriptor table must not spin."""
+        self._pause = min(max(self._pause * 2, MIN_PAUSE), MAX_PAUSE)
+        pause = "1s" if self._pause == MAX_PAUSE else f"{self._pause * 1000:g}ms"
+        log.warning("http: Accept error: %s; retrying in %s", error, pause)
+        poller = self._server.crew.poller
+        poller.unregister(self.listener.fileno())
+        self.deadline = time.monotonic() + self._pause
+        poller.schedule(self)
