@@ -293,6 +293,22 @@ def test_pipelining_without_end_neither_fills_memory_nor_stops_others(running: S
             thread.join()
 
 
+@pytest.mark.parametrize("size", [9, 1_000_000])
+def test_promise_5_withheld_bodies_delay_nobody(running: Start, size: int) -> None:
+    one = running(echo, threads=4)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+    slow = [one.connect().send(head + b"x" * (size - 1)) for _ in range(40)]
+    began = time.monotonic()
+    for _ in range(20):
+        with one.connect() as client:
+            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab")
+            assert client.response()[2] == b"ab"
+    assert time.monotonic() - began < 5
+    for client in slow:
+        with client:
+            assert len(client.send(b"x").response()[2]) == size
+
+
 def test_S7_an_unread_body_is_no_next_request(running: Start) -> None:
     gate = Gate()
     one = running(gate)
@@ -396,16 +412,14 @@ def test_S3_new_connections_count_as_idle_after_five_seconds(running: Start) -> 
 
 
 def test_S6_a_body_still_uploading_is_waited_for(running: Start) -> None:
-    entered = threading.Event()
-
-    def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
-        entered.set()
-        return echo(environ, start_response)
-
-    one = running(app)
+    one = running(echo)
     with one.connect() as client:
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
-        assert entered.wait(20)
+
+        def is_active() -> bool:
+            return [conn.state for conn in one.server.connections()] == [ConnState.ACTIVE]
+
+        wait_until(is_active, "active")
         stopper = threading.Thread(target=one.server.shutdown)
         stopper.start()
         one.join()

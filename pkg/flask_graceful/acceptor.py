@@ -166,10 +166,10 @@ class Acceptor:
         base = self._base_for(sock)
         connection: Connection
         if self._credentials is None:
-            connection = Connection(server, Wire(sock, most), peer, base)
+            connection = Connection(server, Wire(sock, most, server.crew.lend), peer, base)
         else:
             try:
-                wire = TLSWire(sock, most, self._credentials.context)
+                wire = TLSWire(sock, most, self._credentials.context, server.crew.lend)
             except OSError as error:
                 name, reason = peer_name(peer), failure_text(error)
                 log.warning("http: TLS handshake error from %s: %s", name, reason)

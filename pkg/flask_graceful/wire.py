@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import ssl
 import typing as t
+from contextlib import AbstractContextManager, nullcontext
 
 from .http11 import HeadBuffer
 from .poller import wait_ready
@@ -39,12 +40,21 @@ class Disconnected(ConnectionError):
 
 
 class Wire:
-    """Both directions of one connection. Its owner's alone, but for `cut`."""
+    """Both directions of one connection. Its owner's alone, but for `cut`.
 
-    __slots__ = ("has_more", "hung_up", "inbox", "is_broken", "sock")
+    :param waiting: entered while a thread waits for the client.
+    """
 
-    def __init__(self, sock: socket.socket, max_header_bytes: int) -> None:
+    __slots__ = ("_waiting", "has_more", "hung_up", "inbox", "is_broken", "sock")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        max_header_bytes: int,
+        waiting: t.Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.sock = sock
+        self._waiting = waiting
         self.inbox = HeadBuffer(max_header_bytes)
         # More may be in the socket, or its end, though no further edge will say so.
         self.has_more = False
@@ -74,7 +84,7 @@ class Wire:
                 return data
             if data is not None:
                 self.fail("the client closed the connection within its request")
-            if not wait_ready(self.sock, False, deadline):
+            if not self._wait(False, deadline):
                 self.fail("the request's body took longer than read_timeout")
 
     def send(self, data: memoryview) -> memoryview:
@@ -95,8 +105,12 @@ class Wire:
         :raises Disconnected: the client is gone, or did not take it until the deadline.
         """
         while data := self.send(data):
-            if not wait_ready(self.sock, True, deadline):
+            if not self._wait(True, deadline):
                 self.fail("the response took longer than write_timeout")
+
+    def _wait(self, write: bool, deadline: float) -> bool:
+        with self._waiting():
+            return wait_ready(self.sock, write, deadline)
 
     def fail(self, reason: str, cause: BaseException | None = None) -> t.NoReturn:
         """Break the wire."""
@@ -151,8 +165,14 @@ class TLSWire(Wire):
 
     sock: ssl.SSLSocket
 
-    def __init__(self, sock: socket.socket, max_header_bytes: int, context: ssl.SSLContext) -> None:
-        super().__init__(wrap(sock, context), max_header_bytes)
+    def __init__(
+        self,
+        sock: socket.socket,
+        max_header_bytes: int,
+        context: ssl.SSLContext,
+        waiting: t.Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        super().__init__(wrap(sock, context), max_header_bytes, waiting)
         self._is_raw = True
         # What TLS waits for before it goes on is that the socket can be written.
         self.wants_write = False
@@ -206,16 +226,6 @@ class TLSWire(Wire):
         self.has_more = True
         return b"".join(parts)
 
-    def receive_by(self, deadline: float) -> bytes:
-        while True:
-            data = self.receive()
-            if data:
-                return data
-            if data is not None:
-                self.fail("the client closed the connection within its request")
-            if not wait_ready(self.sock, self.wants_write, deadline):
-                self.fail("the request's body took longer than read_timeout")
-
     def send(self, data: memoryview) -> memoryview:
         try:
             while data:
@@ -226,11 +236,6 @@ class TLSWire(Wire):
         except OSError as error:
             self.fail("the client closed the connection", error)
         return data
-
-    def send_by(self, data: memoryview, deadline: float) -> None:
-        while data := self.send(data):
-            if not wait_ready(self.sock, self.wants_write, deadline):
-                self.fail("the response took longer than write_timeout")
 
     def has_input(self) -> bool:
         try:
@@ -295,6 +300,9 @@ class TLSWire(Wire):
             return b""
         self.has_more = len(data) == RECEIVE_SIZE
         return data
+
+    def _wait(self, write: bool, deadline: float) -> bool:
+        return super()._wait(self.wants_write, deadline)
 
     def _note_want(self, error: ssl.SSLError) -> None:
         self.wants_write = isinstance(error, ssl.SSLWantWriteError)
