@@ -14,7 +14,7 @@ FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
     ["listeners", "poller", "meter", "tls", "ranges"],
-    ["wire", "exchange", "crew", "connection", "secure", "acceptor", "handover"],
+    ["wire", "hijack", "exchange", "crew", "host", "connection", "secure", "acceptor", "handover"],
     ["server"],
     ["successor", "life", "restart"],
     ["loader", "cli", "__main__"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import re
 import socket
@@ -39,6 +41,218 @@ class Record:
 
 def fail(environ: t.Any, start_response: t.Any) -> list[bytes]:
     raise ValueError("out of order")
+
+
+class Listening(socket.socket):
+    """A listening socket that counts how often it is closed, fails when told to, and can't be
+    a key of anything."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = 0
+        self.accept_error = self.close_error = 0
+        self.bind(("127.0.0.1", 0))
+        self.listen()
+        self.address = self.getsockname()
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("two listeners were compared")
+
+    def accept(self) -> t.Any:
+        if self.accept_error:
+            raise OSError(self.accept_error, "told to fail")
+        return super().accept()
+
+    def close(self) -> None:
+        self.closed += 1
+        super().close()
+        if self.close_error:
+            raise OSError(self.close_error, "told to fail")
+
+
+class Serving:
+    """One more listener that a server serves, in a thread of its own."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.error: BaseException | None = None
+        self._server = server
+        self._sock = sock
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def join(self) -> BaseException | None:
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "serve() did not return"
+        return self.error
+
+    def _serve(self) -> None:
+        try:
+            self._server.serve(self._sock)
+        except (ServerClosed, OSError) as error:
+            self.error = error
+
+
+def is_refused(address: t.Any) -> bool:
+    try:
+        Client(address).sock.close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_L4_several_listeners_end_by_one_shutdown(running: Start) -> None:
+    one = running(hello)
+    socks = [Listening(), Listening()]
+    servings = [Serving(one.server, sock) for sock in socks]
+    for sock in socks:
+        with Client(sock.address) as client:
+            assert client.get()[2] == b"hello"
+    one.server.shutdown(timeout=DEADLINE)
+    assert [type(serving.join()) for serving in servings] == [ServerClosed, ServerClosed]
+    assert [is_refused(sock.address) for sock in socks] == [True, True]
+
+
+def test_L5_a_listener_is_closed_once(running: Start) -> None:
+    one = running(hello)
+    sock = Listening()
+    serving = Serving(one.server, sock)
+    with Client(sock.address) as client:
+        client.get()
+    one.server.shutdown(timeout=DEADLINE)
+    one.server.close()
+    serving.join()
+    assert sock.closed == 1
+
+
+def test_L8_shutdown_before_serve_runs_its_hooks_and_is_final() -> None:
+    server = Server(":0", hello)
+    ran = threading.Event()
+    server.register_on_shutdown(ran.set)
+    server.shutdown(timeout=0)
+    assert ran.wait(DEADLINE)
+    sock = Listening()
+    assert isinstance(Serving(server, sock).join(), ServerClosed)
+    assert sock.closed == 1
+
+
+def test_L9_an_error_of_accepting_ends_serve_and_nothing_else(running: Start) -> None:
+    one = running(hello)
+    sock = Listening()
+    serving = Serving(one.server, sock)
+    with Client(sock.address) as old:
+        assert old.get()[2] == b"hello"
+        sock.accept_error = errno.EBADF
+        with contextlib.suppress(ConnectionResetError), Client(sock.address) as other:
+            error = serving.join()
+            assert isinstance(error, OSError)
+            assert error.errno == errno.EBADF
+            assert other.is_closed()
+        assert sock.closed == 1
+        assert old.get()[2] == b"hello"
+        again = Listening()
+        serving = Serving(one.server, again)
+        with Client(again.address) as client:
+            assert client.get()[2] == b"hello"
+    one.server.shutdown(timeout=DEADLINE)
+    assert isinstance(serving.join(), ServerClosed)
+
+
+def test_L10_a_listener_that_fails_to_close_is_logged(
+    running: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = running(hello)
+    sock = Listening()
+    sock.close_error = errno.EIO
+    serving = Serving(one.server, sock)
+    with Client(sock.address) as client:
+        client.get()
+    one.server.shutdown(timeout=DEADLINE)
+    assert isinstance(serving.join(), ServerClosed)
+    assert [entry.getMessage().rpartition("] ")[2] for entry in caplog.records] == ["told to fail"]
+
+
+def test_S1_the_order_of_a_shutdown(running: Start) -> None:
+    one = running(gate := Gate())
+    seen: list[bool] = []
+    hooked = threading.Event()
+
+    def hook() -> None:
+        # Its listeners were closed before.
+        seen.extend([one.server.is_stopping, is_refused(one.address)])
+        hooked.set()
+
+    one.server.register_on_shutdown(hook)
+    with one.connect() as idle, one.connect() as busy:
+        gate.leave.set()
+        idle.get()
+        gate.leave.clear()
+        gate.wait()
+        busy.send(GET)
+        gate.wait()
+        stopper = threading.Thread(target=one.server.shutdown)
+        stopper.start()
+        assert hooked.wait(DEADLINE)
+        assert seen == [True, True]
+        assert idle.is_closed()
+        # What runs is waited for, last of all.
+        assert stopper.is_alive()
+        gate.leave.set()
+        assert busy.response()[2] == b"late"
+        stopper.join(DEADLINE)
+        assert not stopper.is_alive()
+
+
+def test_S12_a_pause_of_accepting_does_not_delay_a_shutdown(
+    running: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = running(hello)
+    sock = Listening()
+    sock.accept_error = errno.EMFILE
+    serving = Serving(one.server, sock)
+    with Client(sock.address):
+        wait_until(lambda: "retrying in 640ms" in caplog.text, "a long pause")
+        began = time.monotonic()
+        one.server.shutdown(timeout=0)
+        assert isinstance(serving.join(), ServerClosed)
+        assert time.monotonic() - began < 0.4
+    assert sock.closed == 1
+
+
+def test_S16_closed_comes_for_idle_connections_too(running: Start) -> None:
+    record = Record()
+    one = running(hello, conn_state=record)
+    with one.connect() as client:
+        client.get()
+        record.wait_for("idle")
+        one.server.shutdown(timeout=DEADLINE)
+        assert record.wait_for("closed") == ["new", "active", "idle", "closed"]
+
+
+def test_C2_after_close_the_app_runs_on_and_closed_comes_at_its_end(running: Start) -> None:
+    record, entered, leave = Record(), threading.Event(), threading.Event()
+    errors: list[OSError] = []
+
+    def app(environ: t.Any, start_response: t.Any) -> list[bytes]:
+        entered.set()
+        assert leave.wait(DEADLINE)
+        try:
+            environ["wsgi.input"].read()
+        except OSError as error:
+            errors.append(error)
+        return hello(environ, start_response)
+
+    one = running(app, conn_state=record)
+    with one.connect().send(HEAD) as client:
+        assert entered.wait(DEADLINE)
+        one.server.close()
+        one.join()
+        assert client.is_closed()
+        assert record.states == ["new", "active"]
+        leave.set()
+        assert record.wait_for("closed") == ["new", "active", "closed"]
+    assert len(errors) == 1
 
 
 def test_K1_names_and_values() -> None:

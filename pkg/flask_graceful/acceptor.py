@@ -114,8 +114,11 @@ class Acceptor:
                     self._accept(NEVER)
             except (OSError, ContextError) as error:
                 log.warning("http: Accept error: %s; while emptying the queue", error)
-            finally:
+            try:
                 self.listener.close(unlink)
+            except OSError as error:
+                # Whoever waits for the end is told of it all the same (row L10).
+                log.warning("http: closing %r: %s", self.listener, error)
         self._ended.set()
         self._server._forget_acceptor(self)
 

@@ -21,20 +21,20 @@ import typing as t
 
 from .errors import ProtocolError
 from .exchange import Drained, Exchange
+from .hijack import Hijacker
 from .http11 import HeadParser
 from .listeners import peer_name, plain_host
-from .poller import HANGUP, NEVER, READ, Deadlines
+from .poller import HANGUP, NEVER, READ, Deadlines, after
 from .states import TRANSITIONS, Phase
 from .states import ConnState as ConnState
 from .wire import Disconnected
 from .wsgi import refusal, request_environ
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
-    from .crew import Crew
+    from .host import Host
     from .http11 import Request
-    from .settings import Settings
     from .wire import Wire
 
 log = logging.getLogger("flask_graceful")
@@ -48,23 +48,6 @@ LINGER_TIME = 2.0
 NEW_GRACE = 5.0
 
 
-class Host(t.Protocol):
-    """What a connection needs of the server that it belongs to."""
-
-    app: WSGIApplication
-    settings: Settings
-    crew: Crew
-    # False: each response is its connection's last.
-    keeps_alive: bool
-    # True: the server stops, and serves what it has received.
-    is_stopping: bool
-    # True: who has nothing to ask any more is sent away.
-    closes_idle: bool
-
-    def on_state(self, connection: Connection, state: ConnState) -> None:
-        """The connection is in a new state."""
-
-
 class Connection:
     """The server's side of one connection. `handle` and `on_deadline` are the poller's doors;
     `abort` and `retire` may be called from any thread; all other methods are the owner's."""
@@ -75,6 +58,7 @@ class Connection:
         "_claim",
         "_exchange",
         "_fd",
+        "_hijacker",
         "_host",
         "_look_again",
         "_phase",
@@ -101,6 +85,7 @@ class Connection:
         self._phase = Phase.HEAD
         # The request being served, until its response is out.
         self._exchange: Exchange | None = None
+        self._hijacker: Hijacker | None = Hijacker(self._hand_over)
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer_name()} {self.state}>"
@@ -175,6 +160,8 @@ class Connection:
 
     def abort(self) -> None:
         """Cut the connection, whatever it does. The application is not interrupted."""
+        if self.state is ConnState.HIJACKED:
+            return
         # First, so that an owner who looks again finds the end.
         self._wire.cut()
         if self._claim_or_note():
@@ -202,9 +189,9 @@ class Connection:
             self._let_go()
 
     def _first_deadline(self) -> float:
-        """Until when the first head must be there (row TM1)."""
+        """Until when a head that began to come must be there (row TM1)."""
         settings = self._host.settings
-        return _after(self._began, settings.read_header_timeout or settings.read_timeout)
+        return after(self._began, settings.read_header_timeout or settings.read_timeout)
 
     def _claim_or_note(self) -> bool:
         """Become the owner; or leave a note, so that the owner looks again before it goes."""
@@ -287,10 +274,8 @@ class Connection:
     def _await_rest_of_head(self) -> None:
         if self._wire.inbox.data and not self._began:
             # The first bytes of another request end the idle time (rows TM2, TM7).
-            settings = self._host.settings
             self._began = time.monotonic()
-            limit = settings.read_header_timeout or settings.read_timeout
-            self.deadline = _after(self._began, limit)
+            self.deadline = self._first_deadline()
         self._go_on()
 
     def _serve(self, request: Request) -> None:
@@ -303,16 +288,40 @@ class Connection:
             self._wire,
             request,
             self._keeps_alive,
-            _after(self._began, settings.read_timeout),
-            _after(now, settings.write_timeout),
+            after(self._began, settings.read_timeout),
+            after(now, settings.write_timeout),
         )
         self._set_state(ConnState.ACTIVE)
         environ = request_environ(self._base, request)
         if isinstance(self.peer, tuple):
             environ["REMOTE_ADDR"] = plain_host(self.peer[0])
             environ["REMOTE_PORT"] = str(self.peer[1])
+        environ["werkzeug.socket"] = hijacker = t.cast("Hijacker", self._hijacker)
+        hijacker.begin()
         exchange.run(host.app, environ, self.peer_name())
-        self._flush()
+        if hijacker.end():
+            self._forget_exchange()
+        else:
+            self._flush()
+
+    def _hand_over(self) -> Wire:
+        """The application takes the connection over (row Y5): to the server it is gone (S18).
+
+        :raises Disconnected: it is too late.
+        """
+        assert self._exchange is not None
+        self._exchange.give_up()
+        self._leave_poller()
+        self._set_state(ConnState.HIJACKED)
+        return self._wire
+
+    def _leave_poller(self) -> None:
+        self._phase = Phase.OVER
+        # The two hold each other; without a cycle both go at once.
+        self._hijacker = None
+        poller = self._host.crew.poller
+        poller.unregister(self._fd)
+        poller.deadlines.forget(self)
 
     def _keeps_alive(self, is_body_over: bool) -> bool:
         """May this connection go on? In a stop only for requests that are here (promise 3)."""
@@ -371,7 +380,7 @@ class Connection:
         self._set_state(ConnState.IDLE)
         self._began = 0.0
         settings = host.settings
-        self.deadline = _after(time.monotonic(), settings.idle_timeout or settings.read_timeout)
+        self.deadline = after(time.monotonic(), settings.idle_timeout or settings.read_timeout)
         if self._wire.inbox.data or host.closes_idle:
             # Another request came with this one, and other connections come before it; or the
             # response began before the shutdown did, so its head could not say close.
@@ -400,25 +409,20 @@ class Connection:
 
     def _linger(self) -> None:
         """Discard what comes, a bounded part at a time, until the client closes too."""
-        for _ in range(16):
-            data = self._wire.receive()
-            if data is None:
-                self._park()
-                return
-            if not data:
-                self._end()
-                return
-        self._wire.has_more = True
-        self._go_on()
+        has_more = self._wire.discard()
+        if has_more is None:
+            self._park()
+        elif has_more:
+            self._wire.has_more = True
+            self._go_on()
+        else:
+            self._end()
 
     def _end(self) -> None:
         if self._phase is Phase.OVER:
             return
-        self._phase = Phase.OVER
         self._forget_exchange()
-        poller = self._host.crew.poller
-        poller.unregister(self._fd)
-        poller.deadlines.forget(self)
+        self._leave_poller()
         self._wire.close()
         self._set_state(ConnState.CLOSED)
 
@@ -442,7 +446,3 @@ class _Parser(threading.local):
 
 
 _parser = _Parser()
-
-
-def _after(start: float, timeout: float) -> float:
-    return start + timeout if timeout else NEVER

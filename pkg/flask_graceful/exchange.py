@@ -69,6 +69,7 @@ class Exchange:
         "_received",
         "_response",
         "_wire",
+        "is_taken",
         "may_send",
         "request",
         "tail",
@@ -85,6 +86,8 @@ class Exchange:
     ) -> None:
         self.request = request
         self.tail = _NOTHING
+        # The application has taken the connection over: nothing is sent here any more.
+        self.is_taken = False
         self.write_deadline = write_deadline
         # Has `flush` stopped for the others' sake, with a socket that may take more?
         self.may_send = False
@@ -112,6 +115,16 @@ class Exchange:
         except BaseException as error:
             # Whatever it is, SystemExit too: it must not end the thread.
             self._fail(error, peer)
+
+    def give_up(self) -> None:
+        """Leave the connection to the application, which takes it over (row Y5).
+
+        :raises Disconnected: it is too late, the answer is out.
+        """
+        if self._response.is_complete:
+            raise Disconnected("the response is complete: the socket can't be taken over")
+        self.is_taken = True
+        self._failure = Disconnected("the application has taken the connection over")
 
     @property
     def keep_alive(self) -> bool:
@@ -242,6 +255,9 @@ class Exchange:
             raise self._failure from error
 
     def _send(self, data: bytes, is_last: bool) -> None:
+        if self.is_taken:
+            # An application must answer something; nobody is to see it (row F6).
+            return
         if self.write_deadline < NEVER and time.monotonic() > self.write_deadline:
             # The application took too long: its answer is lost (row TM11).
             self._wire.fail("the response took longer than write_timeout")
@@ -258,11 +274,16 @@ class Exchange:
     def _fail(self, error: BaseException, peer: str) -> None:
         """The application raised: 500 while nothing was sent, else the connection's end."""
         wire = self._wire
+        if self.is_taken:
+            # Who took the connection over may end by an error that says that its client left.
+            if not isinstance(error, ConnectionError):
+                self._log(error, peer)
+            return
         if error is self._failure and not self._response.head_sent:
             self._refuse_body(error)
             return
         if not wire.is_broken and not isinstance(error, Disconnected):
-            log.error("http: panic serving %s: %s", peer, error, exc_info=error)
+            self._log(error, peer)
         if self._response.is_complete:
             # The client gets all that it was promised, but nothing more from this connection.
             self._response.keep_alive = False
@@ -276,6 +297,9 @@ class Exchange:
         except Disconnected:
             # The wire is broken; whoever looks at it next ends the connection.
             pass
+
+    def _log(self, error: BaseException, peer: str) -> None:
+        log.error("http: panic serving %s: %s", peer, error, exc_info=error)
 
     def _refuse_body(self, error: BaseException) -> None:
         """The application left it to the server to answer a body that can't be read.

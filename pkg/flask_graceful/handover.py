@@ -28,6 +28,9 @@ VARIABLE = "FLASK_GRACEFUL_PARENT"
 # Linux takes no more in one message (SCM_MAX_FD).
 MAX_DESCRIPTORS = 253
 
+# Can this system hand descriptors to another process?
+CAN_PASS = hasattr(socket, "SCM_RIGHTS") and hasattr(socket, "CMSG_SPACE")
+
 _HEADER = struct.Struct("!IH")
 # The stdlib's recv_fds ignores this flag.
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -158,7 +161,7 @@ def _is_from(sock: socket.socket, parent: int) -> bool:
     A process may find the variable in its environment by accident, as the grandchild of one that
     did not clean it; the number then means another file.
     """
-    if sock.family != socket.AF_UNIX:
+    if sock.family != getattr(socket, "AF_UNIX", None):
         return False
     if not hasattr(socket, "SO_PEERCRED"):
         return parent == os.getppid()

@@ -22,7 +22,7 @@ import time
 import typing as t
 from collections import deque
 
-from .handover import Channel, claim_channel
+from .handover import CAN_PASS, Channel, claim_channel
 from .listeners import Listener, acquire, give_up
 from .poller import NEVER, Deadlines, Signals, new_poller
 from .server import ServerClosed
@@ -218,6 +218,11 @@ class Life:
         elif os.getpid() == 1:
             # When it ends, the system ends every other process, the successor too.
             log.error("1 Not restarted: as pid 1 this process can't hand over to another one.")
+        elif not CAN_PASS:
+            log.error(
+                "%d Not restarted: listening sockets can't be handed to another process on this "
+                "system; a restart needs Unix.", os.getpid(),
+            )  # fmt: skip
         elif successor is not None:
             log.info("%d A restart is under way; another one follows it.", os.getpid())
             self._wants_restart = True

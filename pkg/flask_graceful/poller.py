@@ -31,6 +31,11 @@ HANGUP = 4
 NEVER = math.inf
 
 
+def after(start: float, timeout: float) -> float:
+    """The deadline of a time-out that began then; 0 is off."""
+    return start + timeout if timeout else NEVER
+
+
 class Timed(t.Protocol):
     """Something with a deadline: `time.monotonic()` seconds, NEVER for none."""
 

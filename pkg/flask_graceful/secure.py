@@ -23,7 +23,7 @@ from .tls import HANDSHAKE_TIME, HandshakeError, PlainHTTPError, client_entries
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from .connection import Host
+    from .host import Host
     from .wire import TLSWire
 
 log = logging.getLogger("flask_graceful")

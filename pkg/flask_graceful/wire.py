@@ -34,6 +34,8 @@ if t.TYPE_CHECKING:
 RECEIVE_SIZE = 65536
 # The most that one TLS record holds (RFC 8446, section 5.1).
 RECORD_SIZE = 16384
+# How often is looked for bytes that nobody wants, before others get their turn.
+MAX_DISCARDS = 16
 # TLS takes a block as a whole or not at all; blocks of this size keep the progress visible.
 SEAL_SIZE = 131072
 # How much of a file goes to one client before others get their turn.
@@ -50,7 +52,7 @@ class Wire:
     :param waiting: entered while a thread waits for the client.
     """
 
-    __slots__ = ("_waiting", "has_more", "hung_up", "inbox", "is_broken", "sock")
+    __slots__ = ("has_more", "hung_up", "inbox", "is_broken", "sock", "waiting")
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Wire:
         waiting: t.Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.sock = sock
-        self._waiting = waiting
+        self.waiting = waiting
         self.inbox = HeadBuffer(max_header_bytes)
         # More may be in the socket, or its end, though no further edge will say so.
         self.has_more = False
@@ -77,6 +79,18 @@ class Wire:
             return b""
         self.has_more = len(data) == RECEIVE_SIZE
         return data
+
+    def receive_up_to(self, size: int) -> bytes | None:
+        """The same, but nothing beyond `size` bytes is taken from the socket.
+
+        :raises Disconnected: the client is gone.
+        """
+        try:
+            return self.sock.recv(size)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self.fail("the client closed the connection", error)
 
     def receive_by(self, deadline: float) -> bytes:
         """Bytes from the socket, as soon as there are some.
@@ -142,9 +156,13 @@ class Wire:
             if not self._wait(True, deadline):
                 self.fail("the response took longer than write_timeout")
 
-    def _wait(self, write: bool, deadline: float) -> bool:
-        with self._waiting():
-            return wait_ready(self.sock, write, deadline)
+    def waits_to_write(self, is_sending: bool) -> bool:
+        """After a call that could not finish: must the socket be writable before the next one?"""
+        return is_sending
+
+    def _wait(self, is_sending: bool, deadline: float) -> bool:
+        with self.waiting():
+            return wait_ready(self.sock, self.waits_to_write(is_sending), deadline)
 
     def fail(self, reason: str, cause: BaseException | None = None) -> t.NoReturn:
         """Break the wire."""
@@ -157,6 +175,14 @@ class Wire:
             return bool(self.inbox.data or self.sock.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
+
+    def discard(self) -> bool | None:
+        """Throw away a bounded part of what has come; is there more? None: not now."""
+        for _ in range(MAX_DISCARDS):
+            data = self.receive()
+            if not data:
+                return None if data is None else False
+        return True
 
     def finish(self) -> bool:
         """Say that no more will be sent; False when nobody is there to hear it."""
@@ -260,6 +286,18 @@ class TLSWire(Wire):
         self.has_more = True
         return b"".join(parts)
 
+    def receive_up_to(self, size: int) -> bytes | None:
+        if self.sock.version() is None:
+            # Both sides have said goodbye, and what still came would not be encrypted.
+            return b""
+        try:
+            return self.sock.recv(size)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            self._note_want(error)
+            return None
+        except OSError as error:
+            self.fail("the client closed the connection", error)
+
     def send(self, data: memoryview) -> memoryview:
         try:
             while data:
@@ -274,11 +312,6 @@ class TLSWire(Wire):
     def send_file(self, part: FileRange) -> bool:
         # What the kernel sends by itself is not encrypted.
         return self._send_blocks(part)
-
-    def send_by(self, data: memoryview, deadline: float) -> None:
-        while data := self.send(data):
-            if not wait_ready(self.sock, self.wants_write, deadline):
-                self.fail("the response took longer than write_timeout")
 
     def has_input(self) -> bool:
         try:
@@ -344,8 +377,8 @@ class TLSWire(Wire):
         self.has_more = len(data) == RECEIVE_SIZE
         return data
 
-    def _wait(self, write: bool, deadline: float) -> bool:
-        return super()._wait(self.wants_write, deadline)
+    def waits_to_write(self, is_sending: bool) -> bool:
+        return self.wants_write
 
     def _note_want(self, error: ssl.SSLError) -> None:
         self.wants_write = isinstance(error, ssl.SSLWantWriteError)

@@ -1,0 +1,30 @@
+"""What a connection needs of the server that it belongs to."""
+
+from __future__ import annotations
+
+import typing as t
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from .connection import Connection
+    from .crew import Crew
+    from .settings import Settings
+    from .states import ConnState
+
+
+class Host(t.Protocol):
+    """A server, as its connections see it."""
+
+    app: WSGIApplication
+    settings: Settings
+    crew: Crew
+    # False: each response is its connection's last.
+    keeps_alive: bool
+    # True: the server stops, and serves what it has received.
+    is_stopping: bool
+    # True: who has nothing to ask any more is sent away.
+    closes_idle: bool
+
+    def on_state(self, connection: Connection, state: ConnState) -> None:
+        """The connection is in a new state."""
