@@ -78,6 +78,8 @@ class Connection:
         self.accepted = self._began = time.monotonic()
         self._host = host
         self._base = base
+        if isinstance(peer, tuple):
+            self.add_entries({"REMOTE_ADDR": plain_host(peer[0]), "REMOTE_PORT": str(peer[1])})
         self._fd = wire.sock.fileno()
         self._wire = wire
         self._claim = threading.Lock()
@@ -293,12 +295,9 @@ class Connection:
         )
         self._set_state(ConnState.ACTIVE)
         environ = request_environ(self._base, request)
-        if isinstance(self.peer, tuple):
-            environ["REMOTE_ADDR"] = plain_host(self.peer[0])
-            environ["REMOTE_PORT"] = str(self.peer[1])
         environ["werkzeug.socket"] = hijacker = t.cast("Hijacker", self._hijacker)
         hijacker.begin()
-        exchange.run(host.app, environ, self.peer_name())
+        exchange.run(host.app, environ, self.peer_name)
         if hijacker.end():
             self._forget_exchange()
         else:
@@ -380,7 +379,8 @@ class Connection:
         self._set_state(ConnState.IDLE)
         self._began = 0.0
         settings = host.settings
-        self.deadline = after(time.monotonic(), settings.idle_timeout or settings.read_timeout)
+        limit = settings.idle_timeout or settings.read_timeout
+        self.deadline = time.monotonic() + limit if limit else NEVER
         if self._wire.inbox.data or host.closes_idle:
             # Another request came with this one, and other connections come before it; or the
             # response began before the shutdown did, so its head could not say close.
@@ -435,7 +435,9 @@ class Connection:
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"connection can't go from {self.state} to {state}")
         self.state = state
-        self._host.on_state(self, state)
+        host = self._host
+        if host.conn_state is not None or state >= ConnState.HIJACKED:
+            host.on_state(self, state)
 
 
 class _Parser(threading.local):

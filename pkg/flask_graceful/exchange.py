@@ -104,7 +104,9 @@ class Exchange:
         # Why the body can't be read to its end; from then on nothing of it is read.
         self._failure: OSError | None = None
 
-    def run(self, app: WSGIApplication, environ: WSGIEnvironment, peer: str) -> None:
+    def run(
+        self, app: WSGIApplication, environ: WSGIEnvironment, peer: t.Callable[[], str]
+    ) -> None:
         """Call the application and send its answer. Nothing comes out of here but the answer."""
         if self.request.path == "*":
             app = answer_asterisk
@@ -114,7 +116,7 @@ class Exchange:
             self._response.run(app, environ)
         except BaseException as error:
             # Whatever it is, SystemExit too: it must not end the thread.
-            self._fail(error, peer)
+            self._fail(error, peer())
 
     def give_up(self) -> None:
         """Leave the connection to the application, which takes it over (row Y5).

@@ -26,5 +26,9 @@ class Host(t.Protocol):
     # True: who has nothing to ask any more is sent away.
     closes_idle: bool
 
+    # What the user wants to hear of each state; None: nothing.
+    conn_state: t.Callable[[Connection, ConnState], object] | None
+
     def on_state(self, connection: Connection, state: ConnState) -> None:
-        """The connection is in a new state."""
+        """The connection is in a new state. Need not be called for the living ones when there
+        is no `conn_state`."""
