@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 # From the ground up: a module imports only what stands before it. The table in docs/design.md.
 FLOORS = [
     ["settings", "errors", "states"],
-    ["body", "http11", "wsgi"],
-    ["listeners", "poller", "meter", "tls"],
+    ["body", "http11", "files", "wsgi"],
+    ["listeners", "poller", "meter", "tls", "ranges"],
     ["wire", "hijack", "exchange", "crew", "host", "connection", "secure", "acceptor", "handover"],
     ["server"],
     ["successor", "life", "restart"],

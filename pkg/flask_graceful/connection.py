@@ -334,10 +334,7 @@ class Connection:
         """Send what is left of a response, then go on to what follows it."""
         exchange = self._exchange
         assert exchange is not None
-        try:
-            is_out = not self._wire.is_broken and exchange.flush()
-        except Disconnected:
-            is_out = False
+        is_out = exchange.flush()
         if self._wire.is_broken:
             self._end()
         elif is_out:
@@ -346,6 +343,8 @@ class Connection:
             self._phase = Phase.FLUSH
             self.deadline = exchange.write_deadline
             self._park()
+            if exchange.may_send:
+                self._host.crew.repeat(self)
 
     def _after_response(self, exchange: Exchange) -> None:
         if exchange.keep_alive:

@@ -116,12 +116,20 @@ class Crew:
             is_lent = 1 < self._most and self._lent < MOST_LENT
             if is_lent:
                 self._lent += 1
+                self._running -= 1
+        if is_lent and self._running < self._wanted and self._has_work():
+            self._call(1)
         try:
             yield
         finally:
             if is_lent:
                 with self._lock:
                     self._lent -= 1
+                    self._running += 1
+
+    def _has_work(self) -> bool:
+        """Is there something to handle, or nobody who would see it come?"""
+        return bool(self._ready) or not self._polling.locked()
 
     def _work(self) -> None:
         ready = self._ready
@@ -200,7 +208,7 @@ class Crew:
             self._running -= 1
             self._standby.append(standby)
         # What came before this thread was on the list would wait for nobody.
-        if self._running < self._wanted and (self._ready or not self._polling.locked()):
+        if self._running < self._wanted and self._has_work():
             self._call(1)
         standby.wait()
         return True
@@ -282,7 +290,7 @@ class Crew:
         elif demand > CPU_BUSY and self._wanted > 1:
             self._wanted -= 1
         missing = self._wanted - self._running
-        if missing > 0 and (self._ready or not self._polling.locked()):
+        if missing > 0 and self._has_work():
             self._call(min(missing, len(self._ready) + 1))
 
 

@@ -5,7 +5,7 @@ the request's body, the response's tail.
 
 Strategy: `run` calls the application in the thread that read the head. It waits for the client
 only while the application wants the body, or has more to send; the last bytes of a response are
-left in `tail`, for the poller to see them off.
+left in `tail`, for the poller to see them off, and what is sent from a file in `_file`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import partial
 from .body import body_decoder
 from .errors import ProtocolError
 from .poller import NEVER
+from .ranges import open_range
 from .wire import Disconnected, Wire
 from .wsgi import Response, answer_asterisk, client_error, input_stream, refusal
 
@@ -27,6 +28,7 @@ if t.TYPE_CHECKING:
 
     from .body import BodyDecoder
     from .http11 import Request
+    from .ranges import FileRange
 
 log = logging.getLogger("flask_graceful")
 
@@ -60,6 +62,7 @@ class Exchange:
         "_budget",
         "_decoder",
         "_failure",
+        "_file",
         "_keeps_alive",
         "_must_continue",
         "_read_deadline",
@@ -67,6 +70,7 @@ class Exchange:
         "_response",
         "_wire",
         "is_taken",
+        "may_send",
         "request",
         "tail",
         "write_deadline",
@@ -85,12 +89,16 @@ class Exchange:
         # The application has taken the connection over: nothing is sent here any more.
         self.is_taken = False
         self.write_deadline = write_deadline
+        # Has `flush` stopped for the others' sake, with a socket that may take more?
+        self.may_send = False
         self._wire = wire
         self._keeps_alive = keeps_alive
         self._read_deadline = read_deadline
         self._decoder = body_decoder(request)
         self._must_continue = request.expect_continue
-        self._response = Response(request, self._send, self._is_last)
+        self._response = Response(request, self._send, self._is_last, self._open_file)
+        # What is sent after `tail`.
+        self._file: FileRange | None = None
         self._budget = MAX_DRAIN
         self._received = 0
         # Why the body can't be read to its end; from then on nothing of it is read.
@@ -128,10 +136,16 @@ class Exchange:
         return self._decoder is None or self._decoder.done
 
     def flush(self) -> bool:
-        """Send what is left of the response; is it all out?
+        """Send what is left of the response; is it all out? Of a file, a bounded part at a time.
 
-        :raises Disconnected: the client is gone.
+        A wire that is broken, or breaks, takes nothing.
         """
+        try:
+            return not self._wire.is_broken and self._flush_tail() and self._flush_file()
+        except Disconnected:
+            return False
+
+    def _flush_tail(self) -> bool:
         while self.tail:
             rest = self._wire.send(self.tail)
             if len(rest) == len(self.tail):
@@ -140,6 +154,29 @@ class Exchange:
             self.tail = rest
         self.tail = _NOTHING
         return True
+
+    def _flush_file(self) -> bool:
+        part = self._file
+        if part is None:
+            return True
+        self.may_send = self._wire.send_file(part)
+        if part.left:
+            return False
+        if part.is_cut:
+            # The file has become shorter: only the connection's end says so, as in row R8.
+            self._response.keep_alive = False
+        self._close_file()
+        return True
+
+    def _open_file(self, filelike: t.Any) -> FileRange | None:
+        """Called by the response: what is sent when `tail` is out."""
+        self._file = open_range(filelike)
+        return self._file
+
+    def _close_file(self) -> None:
+        part, self._file = self._file, None
+        if part is not None:
+            part.close()
 
     def drain(self) -> Drained:
         """Read away a body that the application did not want, without waiting for it.
@@ -225,6 +262,11 @@ class Exchange:
             # The application took too long: its answer is lost (row TM11).
             self._wire.fail("the response took longer than write_timeout")
         if is_last:
+            if self._file is not None:
+                # The head and the first block leave in one piece.
+                block = self._file.block()
+                data += block
+                self._file.advance(len(block))
             self.tail = self._wire.send(memoryview(data))
         else:
             self._wire.send_by(memoryview(data), self.write_deadline)
@@ -246,6 +288,7 @@ class Exchange:
             # The client gets all that it was promised, but nothing more from this connection.
             self._response.keep_alive = False
             return
+        self._close_file()
         if self._response.head_sent or wire.is_broken:
             wire.is_broken = True
             return
@@ -276,5 +319,6 @@ class Exchange:
     def over(self) -> None:
         """The request is over: its input reads nothing more, whoever still holds it."""
         self._decoder = self._failure = None
+        self._close_file()
         # The two hold each other; without a cycle both go at once.
         del self._response

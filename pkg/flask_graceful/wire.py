@@ -28,6 +28,9 @@ from .tls import (
     wrap,
 )
 
+if t.TYPE_CHECKING:
+    from .ranges import FileRange
+
 RECEIVE_SIZE = 65536
 # The most that one TLS record holds (RFC 8446, section 5.1).
 RECORD_SIZE = 16384
@@ -35,6 +38,8 @@ RECORD_SIZE = 16384
 MAX_DISCARDS = 16
 # TLS takes a block as a whole or not at all; blocks of this size keep the progress visible.
 SEAL_SIZE = 131072
+# How much of a file goes to one client before others get their turn.
+SEND_FILE_SIZE = 1 << 20
 
 
 class Disconnected(ConnectionError):
@@ -112,6 +117,35 @@ class Wire:
             return data
         except OSError as error:
             self.fail("the client closed the connection", error)
+
+    def send_file(self, part: FileRange) -> bool:
+        """Send what the socket takes now of a file, up to SEND_FILE_SIZE; may it take more?
+
+        :raises Disconnected: the client is gone, or the file can't be read.
+        """
+        most = SEND_FILE_SIZE
+        try:
+            while part.can_splice and part.left and most > 0:
+                most -= part.splice(self.sock.fileno(), most)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.fail("the client closed the connection, or its file can't be read", error)
+        return part.can_splice or self._send_blocks(part)
+
+    def _send_blocks(self, part: FileRange) -> bool:
+        """The same by reading, for who can't splice."""
+        most = part.left - SEND_FILE_SIZE
+        while part.left > max(0, most):
+            try:
+                block = part.block()
+            except OSError as error:
+                self.fail("the file can't be read", error)
+            rest = self.send(block)
+            if block and len(rest) == len(block):
+                return False
+            part.advance(len(block) - len(rest))
+        return True
 
     def send_by(self, data: memoryview, deadline: float) -> None:
         """Send everything.
@@ -274,6 +308,10 @@ class TLSWire(Wire):
         except OSError as error:
             self.fail("the client closed the connection", error)
         return data
+
+    def send_file(self, part: FileRange) -> bool:
+        # What the kernel sends by itself is not encrypted.
+        return self._send_blocks(part)
 
     def has_input(self) -> bool:
         try:

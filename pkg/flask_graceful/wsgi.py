@@ -19,12 +19,15 @@ import typing as t
 from email.utils import formatdate
 from urllib.parse import unquote_to_bytes
 
+from .files import FileWrapper
+
 if t.TYPE_CHECKING:
     from types import ModuleType, TracebackType
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .errors import ProtocolError
+    from .files import FilePart
     from .http11 import Request
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
@@ -47,6 +50,7 @@ def base_environ(server_name: str, server_port: str, scheme: str, threads: int) 
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
     }
 
 
@@ -141,6 +145,8 @@ class Response:
     :param send: takes bytes for the client, and whether they are the last ones, which it need not
         wait for. May raise OSError when the client is gone.
     :param close_after: asked once, when the head is made: must the connection end after this?
+    :param open_file: asked for the part of a file that is sent after the next bytes, which are the
+        last ones; None when the file has to be read in blocks.
     """
 
     def __init__(
@@ -148,10 +154,12 @@ class Response:
         request: Request,
         send: t.Callable[[bytes, bool], None],
         close_after: t.Callable[[], bool],
+        open_file: t.Callable[[t.Any], FilePart | None],
     ) -> None:
         self._request = request
         self._send = send
         self._close_after = close_after
+        self._open_file = open_file
         # What start_response was told; None before.
         self._announced: Announced | None = None
         self._bodiless = request.method == "HEAD"
@@ -195,15 +203,10 @@ class Response:
         if blocks is None:
             raise TypeError("the application returned None; expected an iterable of bytes")
         try:
-            only = _is_single(blocks)
-            for block in blocks:
-                if type(block) is not bytes:
-                    block = _as_bytes(block)
-                if block:
-                    if self.head_sent:
-                        self._send_block(block)
-                    else:
-                        self._send_first(block, len(block) if only else None)
+            if type(blocks) is FileWrapper:
+                self._send_file(blocks)
+            else:
+                self._send_blocks(blocks)
             self.finish()
         finally:
             close = getattr(blocks, "close", None)
@@ -236,6 +239,36 @@ class Response:
         self._announced = announce("500 Internal Server Error", [content_type])
         body = b"Internal Server Error\n"
         self._send_first(body, len(body))
+
+    def _send_blocks(self, blocks: t.Iterable[bytes]) -> None:
+        only = _is_single(blocks)
+        for block in blocks:
+            if type(block) is not bytes:
+                block = _as_bytes(block)
+            if block:
+                if self.head_sent:
+                    self._send_block(block)
+                else:
+                    self._send_first(block, len(block) if only else None)
+
+    def _send_file(self, wrapper: FileWrapper) -> None:
+        """Send a file to its end or to the announced length, whichever comes first (PEP 3333,
+        "Optional Platform-Specific File Handling")."""
+        announced = self._announced
+        part = None
+        if announced and not self.head_sent:
+            part = self._open_file(wrapper.filelike)
+        if announced is None or part is None:
+            limit = self._left if self.head_sent else announced and announced.length
+            self._send_blocks(wrapper.until(limit))
+            return
+        # To HEAD, the server says no length that the application did not (row R7).
+        head = self._head(announced, None if self._bodiless else part.left)
+        part.left = 0 if self._left is None else min(part.left, self._left)
+        if self._left is not None:
+            self._left -= part.left
+        self.head_sent = True
+        self._send(head, True)
 
     def _send_first(self, block: bytes, length: int | None) -> None:
         if self._announced is None:
