@@ -1,12 +1,13 @@
 # make run   set up, create the database, serve on port 8000
 # make test  set up and run the tests
 # make check style and types
+# make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -19,8 +20,16 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The peers have an environment of their own.
+BENCH = .venv-bench
+bench:
+	@command -v wrk >/dev/null || { echo "make bench needs wrk (Debian: apt-get install wrk libev-dev)"; exit 1; }
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip --quiet --disable-pip-version-check install -r benchmarks/requirements.txt
+	$(BENCH)/bin/python benchmarks/bench.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 # An environment holds absolute paths, its own and this directory's. .made names both when it is
 # complete: one that was not finished, or was moved, or whose Python is gone, is made anew.

@@ -229,17 +229,3 @@ def test_P1_head_limit_is_exact(step: int) -> None:
     with pytest.raises(ProtocolError) as caught:
         take(5097)
     assert caught.value.status == "431 Request Header Fields Too Large"
-
-
-def test_a_head_of_equal_names_costs_linear_time() -> None:
-    """Joined pair by pair, the values of one head kept a thread busy for seconds."""
-
-    def cost(count: int) -> float:
-        data = b"GET / HTTP/1.1\r\n" + HOST + b"a:\r\n" * count + b"\r\n"
-        began = time.process_time()
-        request, _, _ = read(data)
-        assert len(request.fields["HTTP_A"]) == 2 * (count - 1)
-        return time.process_time() - began
-
-    # Four times the lines: 4 times the time, or 16 times.
-    assert cost(240_000) < 9 * min(cost(60_000) for _ in range(3))
