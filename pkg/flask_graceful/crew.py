@@ -68,6 +68,8 @@ class Crew:
         self._lent = 0
         self._standby: list[_Standby] = []
         self._progress = 0
+        # Who finished something last.
+        self._last: _Standby | None = None
         self._meter = CpuMeter()
         # Seconds spent in polls that have ended.
         self._polled = 0.0
@@ -155,8 +157,11 @@ class Crew:
             except Exception:
                 log.exception("http: internal error in %r", target)
             self._progress += 1
-            if self._running > self._wanted and not self._rest(standby, is_surplus=True):
-                return
+            others_work, self._last = self._last is not standby, standby
+            # The last one that moves stays: the others may be blocked for long.
+            if others_work and self._running > self._wanted:
+                if not self._rest(standby, is_surplus=True):
+                    return
         with self._lock:
             self._leave_locked()
 
@@ -284,11 +289,12 @@ class Crew:
         if is_stuck and (demand < CPU_BUSY or still >= self._running):
             # All threads are inside requests. When these compute, the next one comes later
             # the more there are, since each takes the interpreter from the others.
-            self._wanted = min(self._limit(), self._running + max(1, len(self._ready)))
+            waiting = min(len(self._ready), self._running)
+            self._wanted = min(self._limit(), self._running + max(1, waiting))
         elif self._ready and demand + waited < CPU_FREE:
             self._wanted = min(self._limit(), self._wanted * 2)
         elif demand > CPU_BUSY and self._wanted > 1:
-            self._wanted -= 1
+            self._wanted -= max(1, self._wanted // 4)
         missing = self._wanted - self._running
         if missing > 0 and self._has_work():
             self._call(min(missing, len(self._ready) + 1))
