@@ -134,6 +134,7 @@ class Crew:
         return bool(self._ready) or not self._polling.locked()
 
     def _work(self) -> None:
+        """A thread's life: handle what is ready, poll when nothing is, rest when others do."""
         ready = self._ready
         standby = _Standby()
         self._meter.watch()
