@@ -471,6 +471,8 @@ def test_F3_a_client_that_goes_away_is_one_line(
     expect("unexpected EOF")
     one.plain().send(b"GET").sock.close()
     expect("unexpected EOF")
+    # The line is logged before its connection is forgotten.
+    wait_until(lambda: not one.server.connections(), "forgotten")
     with one.plain() as client:
         connection = wait_until(one.server.connections, "accepted")[0]
         assert connection.state is ConnState.NEW
