@@ -195,7 +195,7 @@ WRONG = [
     ("--read-timeout|1m|web", "argument --read-timeout: expected a number of seconds, got '1m'"),
     ("--read-timeout|nan|web", "argument --read-timeout: expected a number of seconds, got nan"),
     ("--max-header-bytes|1.5|web", "argument --max-header-bytes: expected a whole number of bytes, got '1.5'"),  # noqa: E501
-    ("--bind|8000|web", "argument --bind: address '8000': expected host:port, :port, [v6]:port or unix:/path"),  # noqa: E501
+    ("--bind|8000|web", "argument --bind: address '8000': expected host:port, :port, [v6]:port, unix:/path or systemd:NAME"),  # noqa: E501
     ("--bind|:1|--bind|:1|web", "argument --bind: address ':1' is given 2 times"),
     ("--certfile|a|web", "--certfile is given without --keyfile; HTTPS needs both"),
     ("--keyfile|a|web", "--keyfile is given without --certfile; HTTPS needs both"),

@@ -13,10 +13,12 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
-    ["listeners", "poller", "meter", "tls", "ranges"],
-    ["wire", "hijack", "exchange", "crew", "host", "connection", "secure", "acceptor", "handover"],
-    ["server"],
-    ["successor", "life", "restart"],
+    ["holder", "listeners", "activation", "poller", "meter", "tls", "ranges", "channel"],
+    ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
+    ["acceptor"],
+    ["work", "roster", "server", "relief"],
+    ["loop", "output", "pidfile", "inheritance", "predecessor", "successor", "succession"],
+    ["life", "hooks", "restart"],
     ["loader", "cli", "__main__"],
     ["__init__"],
 ]

@@ -258,6 +258,7 @@ def test_C2_after_close_the_app_runs_on_and_closed_comes_at_its_end(running: Sta
 def test_K1_names_and_values() -> None:
     assert [(str(state), state.value) for state in ConnState] == [
         ("new", 0), ("active", 1), ("idle", 2), ("hijacked", 3), ("closed", 4),
+        ("handed_over", 5),
     ]  # fmt: skip
 
 

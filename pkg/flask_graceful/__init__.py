@@ -6,10 +6,15 @@ restarts it and SIGTERM stops it, and no request is lost.
 
 from .connection import Connection as Connection
 from .connection import ConnState as ConnState
+from .inheritance import has_parent as has_parent
 from .life import POST_SIGNAL as POST_SIGNAL
 from .life import PRE_SIGNAL as PRE_SIGNAL
+from .life import State as State
 from .listeners import ListenError as ListenError
+from .pidfile import PidFileError as PidFileError
 from .restart import GracefulServer as GracefulServer
+from .restart import run as run
+from .restart import serve as serve
 from .server import Server as Server
 from .server import ServerClosed as ServerClosed
 from .server import ShutdownTimeout as ShutdownTimeout

@@ -7,7 +7,9 @@ Strategy: a crew's thread takes what the queue holds, up to a limit, and goes on
 connection begins its life here and nothing is read from it here, so no client can hold the queue.
 
 Rules: errors that pass cause a pause, as in Go (row Y1); others end the serving and leave open
-connections alone (row L9).
+connections alone (row L9). A queue that nobody goes on with is emptied before it is closed, with
+the door shut first, so that whoever was let in is served. While another process serves the same
+socket, accepting rests and the socket stays, since that process may die.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import typing as t
 from .connection import Connection
 from .errors import ServerClosed
 from .listeners import join_host_port, peer_name, plain_host
-from .poller import NEVER, Deadlines
+from .poller import NEVER, Deadlines, wait_ready
 from .secure import SecureConnection
 from .tls import failure_text
 from .wire import TLSWire, Wire
@@ -32,12 +34,16 @@ if t.TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIEnvironment
 
+    from .handover import Parcel
     from .listeners import Listener
     from .server import Server
     from .tls import Credentials
 
 log = logging.getLogger("flask_graceful")
 
+# How long a queue must stay empty, in seconds, until nobody can be on the way into it: a handshake
+# that had begun when the door was shut ends within a round trip.
+QUIET_TIME = 0.01
 # Connections taken from one listener before others get their turn.
 ACCEPT_BATCH = 64
 # Accept errors that pass, and the pause after them in seconds (row Y1).
@@ -68,6 +74,7 @@ class Acceptor:
         credentials: Credentials | None = None,
     ) -> None:
         self.listener = listener
+        listener.probe_clients(server.settings.tcp_keep_alive)
         self.deadline = NEVER
         self.slot = Deadlines.NO_SLOT
         self._server = server
@@ -75,6 +82,7 @@ class Acceptor:
         self._base = self._make_base(given)
         self._bases: dict[str, WSGIEnvironment] = {}
         self._pause = 0.0
+        self._rests = True
         self._lock = threading.Lock()
         self._is_over = False
         self.error: Exception = ServerClosed()
@@ -87,10 +95,42 @@ class Acceptor:
         """Did accepting end by an error, and not by a shutdown?"""
         return self._is_over and not isinstance(self.error, ServerClosed)
 
+    @property
+    def is_plain(self) -> bool:
+        """Are connections served without TLS?"""
+        return self._credentials is None
+
     def start(self) -> None:
+        """Accept, or accept again after a `rest`."""
+        with self._lock:
+            if not self._is_over and self._rests and not self._server.is_stopping:
+                self._rests = False
+                self._server.crew.poller.register_level(self.listener.fileno(), self)
+
+    def rest(self) -> None:
+        """Leave the queue to another process until `start`, or for good."""
         with self._lock:
             if not self._is_over:
-                self._server.crew.poller.register_level(self.listener.fileno(), self)
+                self._rest_locked()
+
+    def adopt(self, parcel: Parcel, stays: bool) -> None:
+        """Go on with a connection that another process has begun, or that comes back from one.
+
+        :param stays: it is not to go to another one.
+        """
+        try:
+            connection = self._connection(parcel.sock, parcel.peer)
+        except ContextError as error:
+            log.error("http: %s", error)
+            return
+        if connection is not None:
+            connection.restore(parcel)
+            if stays:
+                connection.origin = ""
+            self._server._add_connection(connection)
+            if parcel.data or self._server.is_stopping:
+                # No edge tells of bytes that were received elsewhere.
+                self._server.crew.post(connection)
 
     def wait(self) -> t.NoReturn:
         """Wait for the end of serving; raises its reason."""
@@ -101,17 +141,19 @@ class Acceptor:
         raise self.error
 
     def stop(self, drain_queue: bool, unlink: bool = True) -> None:
-        """Accept no more. With `drain_queue`, first take those whom the kernel let in already."""
+        """Accept no more, for good.
+
+        :param drain_queue: first shut the door, and take those whom the kernel let in already.
+        :param unlink: remove a Unix socket's file.
+        """
         with self._lock:
             if self._is_over:
                 return
             self._is_over = True
-            poller = self._server.crew.poller
-            poller.unregister(self.listener.fileno())
-            poller.deadlines.forget(self)
+            self._rest_locked()
             try:
                 if drain_queue:
-                    self._accept(NEVER)
+                    self._empty_queue()
             except (OSError, ContextError) as error:
                 log.warning("http: Accept error: %s; while emptying the queue", error)
             try:
@@ -127,12 +169,12 @@ class Acceptor:
             return
         failed: Exception | None = None
         try:
-            if not self._is_over:
+            if not self._is_over and not self._rests:
                 self._accept(ACCEPT_BATCH)
                 self._pause = 0.0
         except OSError as error:
             if error.errno in _PASSING_ERRORS:
-                self._rest(error)
+                self._back_off(error)
             else:
                 failed = error
         except ContextError as error:
@@ -148,9 +190,30 @@ class Acceptor:
         self.deadline = NEVER
         self.start()
 
+    def _rest_locked(self) -> None:
+        poller = self._server.crew.poller
+        if not self._rests:
+            self._rests = True
+            poller.unregister(self.listener.fileno())
+        poller.deadlines.forget(self)
+
+    def _empty_queue(self) -> None:
+        """Let nobody in any more, and take all who are in."""
+        may_grow = self.listener.shut()
+        while True:
+            self._accept(NEVER)
+            if not may_grow or not wait_ready(
+                self.listener.sock, False, time.monotonic() + QUIET_TIME
+            ):
+                return
+
     def _accept(self, most: float) -> None:
+        """Take up to `most` connections, and no more than the server has room for."""
         count = 0
         while count < most:
+            if most < NEVER and not self._server.has_room(self):
+                self._rest_locked()
+                return
             try:
                 sock, peer = self.listener.accept()
             except BlockingIOError:
@@ -169,15 +232,16 @@ class Acceptor:
         base = self._base_for(sock)
         connection: Connection
         if self._credentials is None:
-            connection = Connection(server, Wire(sock, most, server.crew.lend), peer, base)
+            wire = Wire(sock, most, server.crew.lend)
+            connection = Connection(server, wire, peer, base, self.listener.requested)
         else:
             try:
-                wire = TLSWire(sock, most, self._credentials.context, server.crew.lend)
+                secure = TLSWire(sock, most, self._credentials.context, server.crew.lend)
             except OSError as error:
                 name, reason = peer_name(peer), failure_text(error)
                 log.warning("http: TLS handshake error from %s: %s", name, reason)
                 return None
-            connection = SecureConnection(server, wire, peer, base)
+            connection = SecureConnection(server, secure, peer, base)
         if server.conn_context is not None and not self._add_context(connection, base.copy()):
             return None
         return connection
@@ -213,6 +277,7 @@ class Acceptor:
             base["HTTPS"] = "on"
         base["flask_graceful.server"] = server
         base["flask_graceful.local_addr"] = listener.address
+        base["flask_graceful.shutdown"] = server.shutdown_event
         if server.base_context is not None:
             entries = server.base_context(given)
             if entries is None:
@@ -237,12 +302,11 @@ class Acceptor:
                 self._bases[host] = base
         return base
 
-    def _rest(self, error: OSError) -> None:
+    def _back_off(self, error: OSError) -> None:
         """Pause as Go does, without polling: a full descriptor table must not spin."""
         self._pause = min(max(self._pause * 2, MIN_PAUSE), MAX_PAUSE)
         pause = "1s" if self._pause == MAX_PAUSE else f"{self._pause * 1000:g}ms"
         log.warning("http: Accept error: %s; retrying in %s", error, pause)
-        poller = self._server.crew.poller
-        poller.unregister(self.listener.fileno())
+        self._rest_locked()
         self.deadline = time.monotonic() + self._pause
-        poller.schedule(self)
+        self._server.crew.poller.schedule(self)

@@ -20,6 +20,7 @@ import typing as t
 from . import settings
 from .listeners import ListenError, parse_address, parse_addresses
 from .loader import FORMS, LoadError, load
+from .pidfile import PidFileError
 from .restart import GracefulServer
 from .server import ServerClosed
 
@@ -59,7 +60,7 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
             server.listen_and_serve()
     except ServerClosed:
         sys.exit(0)
-    except ListenError as error:
+    except (ListenError, PidFileError) as error:
         _fail(FAILED, str(error))
 
 
@@ -94,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDR",
         action="append",
         type=_address,
-        help="host:port, :port (IPv4 and IPv6), [v6]:port or unix:/path; may be given several "
-        f"times (default: {DEFAULT_ADDRESS})",
+        help="host:port, :port (IPv4 and IPv6), [v6]:port, unix:/path or systemd:NAME; may be "
+        f"given several times (default: {DEFAULT_ADDRESS})",
     )
     parser.add_argument("--certfile", metavar="FILE", help="certificate (PEM): serve HTTPS")
     parser.add_argument("--keyfile", metavar="FILE", help="private key of the certificate (PEM)")
@@ -118,8 +119,8 @@ def _address(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _value_of(name: str) -> t.Callable[[str], float | int]:
-    def read(text: str) -> float | int:
+def _value_of(name: str) -> t.Callable[[str], float | int | str]:
+    def read(text: str) -> float | int | str:
         try:
             return settings.from_text(name, text)
         except (TypeError, ValueError) as error:

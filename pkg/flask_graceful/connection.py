@@ -1,15 +1,15 @@
 """One client connection.
 
-Owns a connection's states and deadlines, from accept to close.
+Owns a connection's states and deadlines, from accept to close, or to the process that goes on
+with it.
 
-Strategy: whoever holds the claim (a lock that nobody waits for) is the connection's owner. A
-crew's thread claims it when the poller reports it, reads, and once a head is complete serves the
-request in the same call. An event for a connection that is claimed is noted, and its owner looks
-again before it goes. What needs the client's patience and not the application (the end of a
-response, an unread body, the wait before a close) is a phase with a deadline: the poller reports
-it and no thread waits.
+Strategy: the thread that the poller reports a connection to owns it (see `owned`), reads, and once
+a head is complete serves the request in the same call. What needs the client's patience and not
+the application (the end of a response, an unread body, the wait before a close) is a phase with a
+deadline: the poller reports it and no thread waits.
 
-Rules: only an owner closes the socket; others cut it, which the owner notices.
+Rules: a connection leaves for another process only between two requests, with the bytes that were
+received for the next one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import typing as t
 
 from .errors import ProtocolError
 from .exchange import Drained, Exchange
+from .handover import Parcel
 from .hijack import Hijacker
 from .http11 import HeadParser
 from .listeners import peer_name, plain_host
-from .poller import HANGUP, NEVER, READ, Deadlines, after
+from .owned import Owned
+from .poller import NEVER, after
 from .states import TRANSITIONS, Phase
 from .states import ConnState as ConnState
 from .wire import Disconnected
@@ -48,43 +50,35 @@ LINGER_TIME = 2.0
 NEW_GRACE = 5.0
 
 
-class Connection:
-    """The server's side of one connection. `handle` and `on_deadline` are the poller's doors;
-    `abort` and `retire` may be called from any thread; all other methods are the owner's."""
+class Connection(Owned):
+    """The server's side of one connection. `abort` and `retire` may be called from any thread.
+
+    :param origin: the listener that it came over, by the address asked for; "" when it can't go to
+        another process.
+    """
 
     __slots__ = (
         "_base",
         "_began",
-        "_claim",
         "_exchange",
-        "_fd",
         "_hijacker",
-        "_host",
-        "_look_again",
-        "_phase",
-        "_wire",
         "accepted",
-        "deadline",
+        "origin",
         "peer",
-        "slot",
         "state",
     )
 
-    def __init__(self, host: Host, wire: Wire, peer: t.Any, base: WSGIEnvironment) -> None:
+    def __init__(
+        self, host: Host, wire: Wire, peer: t.Any, base: WSGIEnvironment, origin: str = ""
+    ) -> None:
+        super().__init__(host, wire, Phase.HEAD)
         self.peer = peer
+        self.origin = origin
         self.state = ConnState.NEW
-        self.deadline = NEVER
-        self.slot = Deadlines.NO_SLOT
         self.accepted = self._began = time.monotonic()
-        self._host = host
         self._base = base
         if isinstance(peer, tuple):
             self.add_entries({"REMOTE_ADDR": plain_host(peer[0]), "REMOTE_PORT": str(peer[1])})
-        self._fd = wire.sock.fileno()
-        self._wire = wire
-        self._claim = threading.Lock()
-        self._look_again = False
-        self._phase = Phase.HEAD
         # The request being served, until its response is out.
         self._exchange: Exchange | None = None
         self._hijacker: Hijacker | None = Hijacker(self._hand_over)
@@ -109,6 +103,14 @@ class Connection:
         exchange = self._exchange
         return (exchange.request, time.monotonic() - self._began) if exchange else None
 
+    def restore(self, parcel: Parcel) -> None:
+        """Go on where another process has stopped. Before `start`."""
+        self.state = parcel.state
+        self.accepted = parcel.accepted
+        self._began = parcel.began
+        self.deadline = parcel.deadline
+        self._wire.inbox.data += parcel.data
+
     def start(self) -> None:
         """Begin to be polled.
 
@@ -118,51 +120,18 @@ class Connection:
             return
         try:
             if self._phase is not Phase.OVER:
-                self.deadline = self._first_deadline()
-                self._host.crew.poller.register(self._fd, self)
-                self._host.crew.poller.schedule(self)
+                if self.state is ConnState.NEW:
+                    self.deadline = self._first_deadline()
+                self._enter_poller()
         except OSError:
             self._end()
             raise
         finally:
             self._let_go()
 
-    def handle(self, mask: int) -> None:
-        """The poller has seen something on the socket, or somebody asks to look."""
-        if mask & HANGUP:
-            self._wire.hung_up = True
-        while self._claim_or_note():
-            if mask & READ:
-                self._wire.has_more = True
-            try:
-                self._step()
-            except Exception:
-                log.exception("http: internal error in %r", self)
-                self._end()
-            finally:
-                self._claim.release()
-            if not self._look_again:
-                return
-            # Whoever left the note may have seen anything.
-            mask = READ
-
-    def on_deadline(self) -> None:
-        """Time is up: silence, in every phase (row TM13)."""
-        if not self._claim.acquire(False):
-            # Its owner is at work, and schedules the deadline that holds then.
-            return
-        try:
-            if self._phase is not Phase.OVER:
-                if self.deadline <= time.monotonic():
-                    self._end()
-                else:
-                    self._park()
-        finally:
-            self._let_go()
-
     def abort(self) -> None:
         """Cut the connection, whatever it does. The application is not interrupted."""
-        if self.state is ConnState.HIJACKED:
+        if self.state >= ConnState.HIJACKED:
             return
         # First, so that an owner who looks again finds the end.
         self._wire.cut()
@@ -173,7 +142,8 @@ class Connection:
                 self._let_go()
 
     def retire(self) -> None:
-        """Close if idle, or new for longer than NEW_GRACE. Bytes received are not idle."""
+        """Close if idle, or new for longer than NEW_GRACE; or leave for another process, where
+        there is one. Bytes received are not idle."""
         if not self._claim_or_note():
             return
         try:
@@ -181,7 +151,9 @@ class Connection:
                 self._rest_of_idle_life()
             elif self._phase is Phase.HEAD:
                 is_old = self.accepted + NEW_GRACE < time.monotonic()
-                if self._wire.has_input():
+                if self.origin in self._host.moving:
+                    self._depart()
+                elif self._wire.has_input():
                     self._host.crew.post(self)
                 elif self.state is ConnState.NEW and is_old:
                     self._end()
@@ -195,22 +167,6 @@ class Connection:
         settings = self._host.settings
         return after(self._began, settings.read_header_timeout or settings.read_timeout)
 
-    def _claim_or_note(self) -> bool:
-        """Become the owner; or leave a note, so that the owner looks again before it goes."""
-        if not self._claim.acquire(False):
-            self._look_again = True
-            # The owner may have looked for the last time before the note was made.
-            if not self._claim.acquire(False):
-                return False
-        self._look_again = False
-        return True
-
-    def _let_go(self) -> None:
-        """Give the claim back, outside `handle`; what was noted meanwhile is not lost."""
-        self._claim.release()
-        if self._look_again:
-            self._host.crew.post(self)
-
     # What an owner does when it has claimed the connection.
 
     def _step(self) -> None:
@@ -223,21 +179,6 @@ class Connection:
             self._drain()
         elif phase is Phase.LINGER:
             self._linger()
-
-    def _park(self) -> None:
-        """Let the poller report the connection from now on."""
-        poller = self._host.crew.poller
-        poller.arm(self._fd, self._phase is Phase.FLUSH)
-        if self.deadline * Deadlines.PER_SECOND < self.slot - 1:
-            poller.schedule(self)
-
-    def _go_on(self) -> None:
-        """Park; or be handled again when the poller might not report what is there."""
-        self._park()
-        wire = self._wire
-        if wire.has_more or wire.hung_up:
-            wire.has_more = False
-            self._host.crew.repeat(self)
 
     def _read_head(self) -> None:
         inbox = self._wire.inbox
@@ -258,6 +199,8 @@ class Connection:
             self._refuse(ProtocolError("the connection was closed within the head"))
         elif data == b"":
             self._end()
+        elif self.origin in self._host.moving:
+            self._depart()
         elif self._host.closes_idle:
             self._rest_of_idle_life()
         else:
@@ -300,6 +243,7 @@ class Connection:
         exchange.run(host.app, environ, self.peer_name)
         if hijacker.end():
             self._forget_exchange()
+            host.on_hijack_over(self)
         else:
             self._flush()
 
@@ -314,19 +258,28 @@ class Connection:
         self._set_state(ConnState.HIJACKED)
         return self._wire
 
+    def _depart(self) -> None:
+        """Leave for the process that takes over, with what was received and not used."""
+        wire = self._wire
+        self._leave_poller()
+        data = bytes(wire.inbox.data)
+        times = (self.accepted, self._began, self.deadline)
+        self._host.hand_over(Parcel(wire.sock, self.origin, self.peer, data, self.state, *times))
+        self._set_state(ConnState.HANDED_OVER)
+
     def _leave_poller(self) -> None:
-        self._phase = Phase.OVER
         # The two hold each other; without a cycle both go at once.
         self._hijacker = None
-        poller = self._host.crew.poller
-        poller.unregister(self._fd)
-        poller.deadlines.forget(self)
+        super()._leave_poller()
 
     def _keeps_alive(self, is_body_over: bool) -> bool:
-        """May this connection go on? In a stop only for requests that are here (promise 3)."""
+        """May this connection go on? In a stop only for requests that are here (promise 3), or
+        in another process."""
         host = self._host
-        return host.keeps_alive or (
-            host.is_stopping and is_body_over and self._wire.inbox.has_head()
+        return (
+            host.keeps_alive
+            or self.origin in host.moving
+            or (host.is_stopping and is_body_over and self._wire.inbox.has_head())
         )
 
     def _flush(self) -> None:
@@ -381,6 +334,9 @@ class Connection:
         settings = host.settings
         limit = settings.idle_timeout or settings.read_timeout
         self.deadline = time.monotonic() + limit if limit else NEVER
+        if self.origin in host.moving:
+            self._depart()
+            return
         if self._wire.inbox.data or host.closes_idle:
             # Another request came with this one, and other connections come before it; or the
             # response began before the shutdown did, so its head could not say close.

@@ -1,170 +1,144 @@
-"""Records and descriptors between two processes, over one Unix socket.
+"""Connections on their way from an old process to its successor.
 
-Owns the wire between an old process and its successor: `Channel` carries small JSON records, each
-with the descriptors that belong to it (SCM_RIGHTS, unix(7)). Knows no server.
+Owns what a connection is while it has no server (`Parcel`), and the order in which parcels travel:
+`Sender` is the old process's side, `unpack` and `receipt` are the successor's. Knows no server.
 
-Strategy: the old process makes a socket pair, spawns the successor with one end, and names that
-end in one environment variable. Either side learns of the other's death as the end of the channel.
+Strategy: parcels go in records of up to 253, and at most WINDOW records are under way. The
+successor answers each with a receipt before it touches what was in it. Until then the old process
+keeps the socket and can go on with the connection itself; from then on only the successor has it.
 
-Rules: received descriptors are close-on-exec from the first instant. The variable is taken out of
-the environment when the package is imported, so that no other child process sees it; it names the
-parent too, so that a process which inherited it by accident does not believe it.
+Rules: a parcel is either here or there, never served by both. What the successor could not take,
+or had not confirmed when it died, comes back from the sender.
 """
 
 from __future__ import annotations
 
-import array
-import json
-import os
-import re
+import math
 import socket
-import struct
 import typing as t
 from collections import deque
 
-from .poller import NEVER, wait_ready
+from .channel import MAX_DESCRIPTORS, Channel, Record
+from .states import ConnState
 
-VARIABLE = "FLASK_GRACEFUL_PARENT"
-# Linux takes no more in one message (SCM_MAX_FD).
-MAX_DESCRIPTORS = 253
-
-# Can this system hand descriptors to another process?
-CAN_PASS = hasattr(socket, "SCM_RIGHTS") and hasattr(socket, "CMSG_SPACE")
-
-_HEADER = struct.Struct("!IH")
-# The stdlib's recv_fds ignores this flag.
-_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+# Records under way: one is received while the next one is made.
+WINDOW = 2
+# Bytes of half-received heads in one record.
+MAX_RECORD_DATA = 1 << 20
 
 
-class HandoverError(Exception):
-    """The other process sent what is no record."""
+class Parcel(t.NamedTuple):
+    """A connection that waits for its next request, or has received a part of it.
+
+    Times are `time.monotonic()` seconds, which the processes of one system share.
+    """
+
+    sock: socket.socket
+    # The listener that it came from, by the address that the old process asked for.
+    origin: str
+    peer: t.Any
+    # What was received and not used yet.
+    data: bytes
+    state: ConnState
+    accepted: float
+    # When the next request began to arrive; 0: not yet.
+    began: float
+    deadline: float
 
 
-class Record(t.NamedTuple):
-    """One message: plain data, and descriptors that now belong to the receiver."""
+class Sender:
+    """Parcels on their way out. One thread's."""
 
-    data: dict[str, t.Any]
-    fds: list[int]
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting: deque[Parcel] = deque()
+        self._under_way: dict[int, list[Parcel]] = {}
+        self._number = 0
+        self._delivered = 0
 
+    def put(self, parcel: Parcel) -> None:
+        """Queue a parcel; `push` sends it."""
+        self._waiting.append(parcel)
 
-class Channel:
-    """One end of the wire. Used by one thread at a time."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._buffer = bytearray()
-        self._fds: deque[int] = deque()
-        sock.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def send(self, data: dict[str, t.Any], fds: t.Sequence[int] = ()) -> None:
-        """Send a record; it is small and the socket's buffer holds it.
+    def push(self) -> None:
+        """Send what may go now.
 
         :raises OSError: the other process is gone.
         """
-        if len(fds) > MAX_DESCRIPTORS:
-            raise ValueError(f"at most {MAX_DESCRIPTORS} descriptors fit in one record")
-        body = json.dumps(data).encode()
-        rest = memoryview(_HEADER.pack(len(body), len(fds)) + body)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        while rest:
-            try:
-                rest = rest[self._sock.sendmsg([rest], rights) :]
-                rights = []
-            except BlockingIOError:
-                wait_ready(self._sock, True, NEVER)
+        while self._waiting and len(self._under_way) < WINDOW:
+            parcels: list[Parcel] = []
+            size = 0
+            while self._waiting and len(parcels) < MAX_DESCRIPTORS and size < MAX_RECORD_DATA:
+                parcels.append(self._waiting.popleft())
+                size += len(parcels[-1].data)
+            self._number += 1
+            self._under_way[self._number] = parcels
+            self._channel.send(
+                {"parcels": [_packed(parcel) for parcel in parcels], "number": self._number},
+                [parcel.sock.fileno() for parcel in parcels],
+            )
 
-    def receive(self, deadline: float) -> Record | None:
-        """The next record; None when the other process is gone.
+    def on_receipt(self, data: dict[str, t.Any]) -> list[Parcel]:
+        """The other process has what it says; the parcels that it could not take."""
+        parcels = self._under_way.pop(data["receipt"], [])
+        count = data["count"]
+        for parcel in parcels[:count]:
+            parcel.sock.close()
+        self._delivered += len(parcels[:count])
+        return parcels[count:]
 
-        :param deadline: `time.monotonic()` seconds.
-        :raises TimeoutError: nothing came in time.
-        :raises HandoverError: what came is no record.
-        """
-        while True:
-            record = self.next()
-            if record is not None:
-                return record
-            if not wait_ready(self._sock, False, deadline):
-                raise TimeoutError("the other process sent nothing")
-            if not self.fill():
-                return None
+    def take_delivered(self) -> int:
+        """How many parcels have arrived since the last call."""
+        delivered, self._delivered = self._delivered, 0
+        return delivered
 
-    def fill(self) -> bool:
-        """Take in what has arrived, without waiting; False at the end of the channel."""
-        space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-        try:
-            data, rights, _, _ = self._sock.recvmsg(65536, space, _CLOSE_ON_EXEC)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        for level, kind, payload in rights:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-                for fd in fds:
-                    os.set_inheritable(fd, False)
-                    self._fds.append(fd)
-        self._buffer += data
-        return bool(data)
+    def take_back(self) -> list[Parcel]:
+        """The other process is gone: the parcels that did not arrive, in their order."""
+        parcels = [parcel for sent in self._under_way.values() for parcel in sent]
+        self._under_way.clear()
+        return parcels + self.take_back_waiting()
 
-    def next(self) -> Record | None:
-        """The next record that has arrived as a whole."""
-        if len(self._buffer) < _HEADER.size:
-            return None
-        length, count = _HEADER.unpack_from(self._buffer)
-        end = _HEADER.size + length
-        if len(self._buffer) < end:
-            return None
-        body = bytes(self._buffer[_HEADER.size : end])
-        del self._buffer[:end]
-        try:
-            data = json.loads(body)
-            fds = [self._fds.popleft() for _ in range(count)]
-        except (ValueError, IndexError) as error:
-            raise HandoverError(f"the other process sent what is no record: {error}") from error
-        return Record(data, fds)
-
-    def close(self) -> None:
-        self._sock.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+    def take_back_waiting(self) -> list[Parcel]:
+        """The parcels that were not sent yet."""
+        parcels: list[Parcel] = []
+        while self._waiting:
+            parcels.append(self._waiting.popleft())
+        return parcels
 
 
-def claim_channel(environ: t.MutableMapping[str, str]) -> Channel | None:
-    """The channel to the parent that spawned this process as its successor, once.
-
-    Takes the variable out of `environ`. None for a process that nobody spawned so.
-    """
-    value = environ.pop(VARIABLE, "")
-    match = re.fullmatch("([0-9]{1,9}):([0-9]{1,9})", value)
-    if match is None:
-        return None
-    parent, fd = match.groups()
-    try:
-        sock = socket.socket(fileno=int(fd))
-    except OSError:
-        return None
-    if not _is_from(sock, int(parent)):
-        sock.detach()
-        return None
-    sock.set_inheritable(False)
-    return Channel(sock)
+def receipt(record: Record) -> dict[str, t.Any]:
+    """What answers a record of parcels, before any of them is touched."""
+    return {"receipt": record.data["number"], "count": len(record.fds)}
 
 
-def _is_from(sock: socket.socket, parent: int) -> bool:
-    """Was this socket made by that process? It may have died since.
+def unpack(record: Record) -> list[Parcel]:
+    """The parcels in a record, as far as their sockets have arrived."""
+    return [
+        _unpacked(fd, fields)
+        for fd, fields in zip(record.fds, record.data["parcels"], strict=False)
+    ]
 
-    A process may find the variable in its environment by accident, as the grandchild of one that
-    did not clean it; the number then means another file.
-    """
-    if sock.family != getattr(socket, "AF_UNIX", None):
-        return False
-    if not hasattr(socket, "SO_PEERCRED"):
-        return parent == os.getppid()
-    credentials = struct.Struct("3i")
-    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-    return bool(credentials.unpack(peer)[0] == parent)
+
+def _packed(parcel: Parcel) -> list[t.Any]:
+    deadline = None if parcel.deadline == math.inf else parcel.deadline
+    # A client of a Unix socket has no name that anybody would miss.
+    peer = parcel.peer if isinstance(parcel.peer, tuple) else ""
+    data = parcel.data.decode("latin-1")
+    times = [parcel.accepted, parcel.began, deadline]
+    return [parcel.origin, peer, data, int(parcel.state), *times]
+
+
+def _unpacked(fd: int, fields: list[t.Any]) -> Parcel:
+    origin, peer, data, state, accepted, began, deadline = fields
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return Parcel(
+        sock,
+        origin,
+        tuple(peer) if isinstance(peer, list) else peer,
+        data.encode("latin-1"),
+        ConnState(state),
+        accepted,
+        began,
+        math.inf if deadline is None else deadline,
+    )

@@ -9,6 +9,7 @@ if t.TYPE_CHECKING:
 
     from .connection import Connection
     from .crew import Crew
+    from .handover import Parcel
     from .settings import Settings
     from .states import ConnState
 
@@ -25,6 +26,8 @@ class Host(t.Protocol):
     is_stopping: bool
     # True: who has nothing to ask any more is sent away.
     closes_idle: bool
+    # Listeners whose connections go to another process as soon as they are idle.
+    moving: t.Container[str]
 
     # What the user wants to hear of each state; None: nothing.
     conn_state: t.Callable[[Connection, ConnState], object] | None
@@ -32,3 +35,10 @@ class Host(t.Protocol):
     def on_state(self, connection: Connection, state: ConnState) -> None:
         """The connection is in a new state. Need not be called for the living ones when there
         is no `conn_state`."""
+
+    def hand_over(self, parcel: Parcel) -> None:
+        """Take a connection to the process that goes on with it. Called by its owner, before its
+        state says so."""
+
+    def on_hijack_over(self, connection: Connection) -> None:
+        """The application has returned from a connection that it had taken over."""

@@ -1,11 +1,12 @@
 """The life of a serving process: signals, successor, end.
 
-Owns what a `GracefulServer` does from its first signal handler to its last response.
+Owns what the `GracefulServer`s of a process do from the first signal handler to the last response.
 
-Strategy: one loop, in the main thread, and all state of a restart or a stop is its own. Signals,
-the successor's messages, timers and the word that a server has drained reach it as events; nothing
-happens in a signal handler. A successor is the same command started anew, with the listening
-sockets sent to it. The old process serves until the successor says that it is ready.
+Strategy: one loop, in one thread, and all state of a restart or a stop is its own. Signals, the
+successor's messages, timers and the word that a server has drained reach it as events; nothing
+happens in a signal handler. The old process serves until the successor says that it is ready. Then
+it accepts no more, hands its connections over and finishes its requests; but it keeps the listening
+sockets, and serves again should the successor die.
 
 Rules: whatever happens to a successor before it is ready is reaped, logged, and changes nothing.
 One boots at a time; a restart asked for meanwhile is carried out afterwards. A listening socket is
@@ -18,18 +19,22 @@ import enum
 import logging
 import os
 import signal
-import time
 import typing as t
-from collections import deque
+from contextlib import ExitStack
 
-from .handover import CAN_PASS, Channel, claim_channel
-from .listeners import Listener, acquire, give_up
-from .poller import NEVER, Deadlines, Signals, new_poller
-from .server import ServerClosed
-from .successor import Successor, inherit_listeners
+from .inheritance import take_inheritance
+from .listeners import acquire, give_up
+from .loop import Loop, Timer
+from .pidfile import PidFile
+from .poller import Signals
+from .predecessor import Predecessor
+from .succession import Succession
+from .successor import Successor
 
 if t.TYPE_CHECKING:
     from .acceptor import Acceptor
+    from .handover import Parcel
+    from .inheritance import Inheritance
     from .restart import GracefulServer
 
 log = logging.getLogger("flask_graceful")
@@ -44,11 +49,10 @@ SIGNALS = {
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM", "SIGTSTP")
     if hasattr(signal, name)
 }
-_HUP = getattr(signal, "SIGHUP", None)
 _USR2 = getattr(signal, "SIGUSR2", None)
 
-# Taken at import, so that the application and its children never see the variable.
-_parent_channel = claim_channel(os.environ)
+# How often a process that finishes its requests says which ones, in seconds.
+REPORT_TIME = 5.0
 
 
 class State(enum.Enum):
@@ -56,267 +60,373 @@ class State(enum.Enum):
 
     INIT = enum.auto()
     RUNNING = enum.auto()
+    # Told to stop, and serving on for `shutdown_delay`.
+    DELAYING = enum.auto()
+    # A successor serves; this process finishes its requests.
+    RELIEVED = enum.auto()
     SHUTTING_DOWN = enum.auto()
-
-
-class Timer:
-    """Calls a function when its time has come."""
-
-    def __init__(self, func: t.Callable[[], object]) -> None:
-        self.deadline = NEVER
-        self.slot = Deadlines.NO_SLOT
-        self.func = func
+    TERMINATED = enum.auto()
 
 
 class Life:
-    """From the first signal handler to the last response. Everything but `post` is the main
-    thread's."""
+    """From the first signal handler to the last response. The loop's thread's, but for `post` and
+    `hand_over`.
 
-    def __init__(self, server: GracefulServer) -> None:
-        self._server = server
-        self._settings = server.settings
-        self._poller = new_poller()
-        self._posted: deque[t.Callable[[], object]] = deque()
-        self._state = State.INIT
+    :param servers: served together; what concerns the process is as the first one has it.
+    """
+
+    def __init__(self, servers: t.Sequence[GracefulServer]) -> None:
+        self._servers = servers
+        self._first = servers[0]
+        self.settings = self._first.settings
+        self.state = State.INIT
+        self._loop = Loop()
+        self.post = self._loop.post
+        self._succession = Succession(self, self._loop)
+        self.hand_over = self._succession.hand_over
         self._acceptors: list[Acceptor] = []
         # The old process, as long as it lives; this process is its successor.
-        self._parent: Channel | None = None
-        self._successor: Successor | None = None
-        # The successor is ready and has the listeners: this process only finishes its requests.
-        self._is_succeeded = False
-        self._wants_restart = False
+        self._predecessor: Predecessor | None = None
         self._stop_signals = 0
-        self._boot_timer = Timer(self._on_boot_timeout)
-        self._grace_timer = Timer(server._retire_connections)
+        self._hammer_time = self.settings.hammer_time
+        self._pid_file = PidFile(self.settings.pid_file) if self.settings.pid_file else None
+        self._delay_timer = Timer(self._shut_down)
+        self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
+        self._report_timer = Timer(self._report)
 
-    def post(self, func: t.Callable[[], object]) -> None:
-        """Have the loop call `func`. From any thread."""
-        self._posted.append(func)
-        self._poller.wake()
+    @property
+    def is_relieved(self) -> bool:
+        """Does a successor serve, while this process finishes its requests?"""
+        return self.state is State.RELIEVED
 
-    def look(self) -> None:
-        """Something about the server has changed: when it can't accept any more, it ends, but not
-        before its requests do."""
-        if self._state is State.RUNNING and self._failure() is not None:
-            self._stop()
+    @property
+    def is_stopping(self) -> bool:
+        """Is the service to end?"""
+        return self.state in (State.DELAYING, State.SHUTTING_DOWN, State.TERMINATED)
 
-    def run(self) -> t.NoReturn:
+    def run(self) -> None:
+        """Serve until a signal, `stop` or a successor ends it.
+
+        :raises OSError: accepting failed for good, or nothing was served.
+        """
         try:
-            with Signals(SIGNALS) as signals:
-                self._poller.register_level(signals.fileno(), lambda: self._on_signals(signals))
+            with ExitStack() as stack:
+                if self._first.handles_signals:
+                    signals = stack.enter_context(Signals(SIGNALS))
+                    self._loop.watch(signals.fileno(), lambda: self._on_signals(signals))
                 self._begin()
-                while not self._is_finished():
-                    self._turn()
+                while not all(server.has_drained for server in self._servers):
+                    self._loop.turn()
                 log.info("%d Serve() returning...", os.getpid())
         finally:
-            if self._successor is not None:
-                self._successor.let_go()
-            if self._parent is not None:
-                self._parent.close()
-            if self._acceptors:
-                self._server.close()
-            self._poller.close()
+            self._clean_up()
         failure = self._failure()
         if failure is not None:
             raise failure
-        listener = self._acceptors[0].listener
-        address = f"{listener.network} {listener.address}"
-        raise ServerClosed(f"accept {address}: use of closed network connection")
 
-    def _turn(self) -> None:
-        """Wait for something to happen, and see to it."""
-        for action, _ in self._poller.poll():
-            action()
-        while self._posted:
-            self._posted.popleft()()
-        for timer in self._poller.deadlines.expired():
-            t.cast("Timer", timer).func()
+    def look(self) -> None:
+        """Something has changed: when it is the last thing that was waited for, it is the end."""
+        if self.state is State.RUNNING and self._failure() is not None:
+            # Nobody is served any more, but not before the requests are finished.
+            self._shut_down()
+        elif self.is_relieved and not self._is_busy():
+            for server in self._servers:
+                server.end_relief()
+        elif self.is_relieved or self.state is State.SHUTTING_DOWN:
+            for server in self._servers:
+                server._settle()
 
-    def _is_finished(self) -> bool:
-        return self._server._drained.is_set()
+    def is_moving(self) -> bool:
+        """Are connections on their way to the successor? From any thread."""
+        return self._succession.is_busy
+
+    def _is_busy(self) -> bool:
+        """Is there something that a relieved process still has to do?"""
+        return (
+            any(not server.is_empty() for server in self._servers)
+            or self.is_moving()
+            # Its connections travel through this process.
+            or (self._predecessor is not None and not self._succession.is_past)
+        )
 
     def _failure(self) -> Exception | None:
         """The error by which accepting ended, if it was none of ours."""
         return next((one.error for one in self._acceptors if one.has_failed()), None)
 
-    def _listeners(self) -> list[Listener]:
-        return [acceptor.listener for acceptor in self._acceptors]
+    def _clean_up(self) -> None:
+        was_relieved, self.state = self.is_relieved, State.TERMINATED
+        if self._predecessor is not None:
+            if not was_relieved:
+                self._predecessor.tell_leaving()
+            self._predecessor.close()
+        self._succession.let_go()
+        for server in self._servers:
+            if self._acceptors or server._acceptors:
+                server.close()
+        if self._pid_file is not None:
+            self._pid_file.remove()
+        self._loop.close()
 
     # The beginning.
 
     def _begin(self) -> None:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
-        global _parent_channel
-        channel, _parent_channel = _parent_channel, None
-        inherited = inherit_listeners(channel) if channel else {}
-        listeners = acquire(self._server.addresses, inherited)
+        inherited = take_inheritance()
+        old = inherited.parent[1] if inherited.parent else 0
+        addresses = [address for server in self._servers for address in server.addresses]
+        listeners = acquire(addresses, inherited.listeners)
         try:
-            self._acceptors = self._server.begin(listeners)
+            by_name = {listener.requested: listener for listener in listeners}
+            own = [[by_name[one.text] for one in server.addresses] for server in self._servers]
+            for server, some in zip(self._servers, own, strict=True):
+                server.run_before_begin(some, old)
+            for server, some in zip(self._servers, own, strict=True):
+                self._acceptors += server.begin(some)
+            if self._pid_file is not None:
+                self._pid_file.write()
         except BaseException:
             give_up(listeners)
             raise
-        self._state = State.RUNNING
-        if channel is not None:
-            self._relieve_parent(channel)
+        self.state = State.RUNNING
+        inherited.close_files()
+        self._restore_output(inherited)
+        if inherited.parent is not None:
+            self._relieve_predecessor(inherited)
+        if self._predecessor is None:
+            self._forget_parent()
 
-    def _relieve_parent(self, channel: Channel) -> None:
-        """This process serves: tell the old one, as endless does, with a SIGTERM."""
-        parent = os.getppid()
-        try:
-            channel.send({"ready": True, "listeners": [one.requested for one in self._listeners()]})
-        except OSError:
-            # The old process died meanwhile, and getppid() is somebody else.
-            channel.close()
+    def _restore_output(self, inherited: Inheritance) -> None:
+        """Print where the old process prints, and pass on what others still print to it."""
+        streams = inherited.streams
+        streams.restore()
+
+        def watch(reader: int) -> None:
+            def copy() -> None:
+                if streams.copy(reader) == b"":
+                    self._loop.unwatch(reader)
+                    streams.forget(reader)
+
+            self._loop.watch(reader, copy)
+
+        for reader in streams.readers:
+            watch(reader)
+
+    def _relieve_predecessor(self, inherited: Inheritance) -> None:
+        """This process serves: tell the old one, and take its connections."""
+        assert inherited.parent is not None
+        predecessor = Predecessor(*inherited.parent, self.adopt)
+        listening = {
+            one.listener.inherited_as: one.is_plain
+            for one in self._acceptors
+            if one.listener.inherited_as
+        }
+        if predecessor.announce(listening, inherited.signals):
+            self._predecessor = predecessor
+            self._loop.watch_channel(predecessor.channel, self._on_predecessor)
+        else:
+            predecessor.close()
+
+    def _on_predecessor(self) -> None:
+        """The old process hands connections over, has finished, or died."""
+        predecessor = self._predecessor
+        if predecessor is None:
             return
-        self._parent = channel
-        self._poller.register_level(channel.fileno(), self._on_parent)
-        if parent == os.getppid() and parent != 1:
-            os.kill(parent, signal.SIGTERM)
+        if predecessor.listen():
+            self._loop.rearm(predecessor.channel)
+            return
+        self._loop.unwatch(predecessor.channel.fileno())
+        predecessor.close()
+        self._predecessor = None
+        self._forget_parent()
+        self.look()
 
-    def _on_parent(self) -> None:
-        """The old process has finished, or died."""
-        channel = self._parent
-        if channel is not None and not channel.fill():
-            self._poller.unregister(channel.fileno())
-            channel.close()
-            self._parent = None
+    def _forget_parent(self) -> None:
+        for server in self._servers:
+            server.parent_gone.set()
+
+    def adopt(self, parcel: Parcel, stays: bool = False) -> None:
+        """Go on with a connection that comes from another process.
+
+        :param stays: or comes back from one, and is not to leave again.
+        """
+        for one in self._acceptors:
+            if parcel.origin in (one.listener.inherited_as, one.listener.requested):
+                one.adopt(parcel, stays)
+                return
+        log.error("%d No listener is left for a connection of %s", os.getpid(), parcel.origin)
+        parcel.sock.close()
 
     # Signals.
 
     def _on_signals(self, signals: Signals) -> None:
         for signum in signals.read():
-            self._server.run_signal_hooks(PRE_SIGNAL, signum)
+            self._run_signal_hooks(PRE_SIGNAL, signum)
             try:
                 self._act(signum)
             except Exception:
                 # Whatever is wrong with a restart or a stop, requests are still to be served.
                 log.exception("%d %s failed", os.getpid(), SIGNALS[signum])
-            self._server.run_signal_hooks(POST_SIGNAL, signum)
+            self._run_signal_hooks(POST_SIGNAL, signum)
+
+    def _run_signal_hooks(self, when: int, signum: int) -> None:
+        for server in self._servers:
+            server.run_signal_hooks(when, signum)
 
     def _act(self, signum: int) -> None:
-        forking = " forking." if signum == _HUP else ""
+        is_restart = signum == self._first.restart_signal
+        forking = " forking." if is_restart else ""
         log.info("%d Received %s.%s", os.getpid(), SIGNALS[signum], forking)
-        if signum == _HUP:
-            self._restart()
+        if is_restart:
+            self._succession.restart()
         elif signum == _USR2:
-            if self._state is State.SHUTTING_DOWN:
+            if self.is_relieved or self.state is State.SHUTTING_DOWN:
                 self._hammer()
         elif signum in (signal.SIGINT, signal.SIGTERM):
-            self._stop_signals += 1
-            self._stop()
+            self.stop()
 
     # Restart.
 
-    def _restart(self) -> None:
-        successor = self._successor
-        if self._is_succeeded and successor is not None:
-            # This process is on its way out; who serves now is the one to restart.
-            successor.signal(signal.SIGHUP)
-        elif self._server.is_stopping:
-            log.info("%d Not restarted: the server is shutting down.", os.getpid())
-        elif os.getpid() == 1:
-            # When it ends, the system ends every other process, the successor too.
-            log.error("1 Not restarted: as pid 1 this process can't hand over to another one.")
-        elif not CAN_PASS:
-            log.error(
-                "%d Not restarted: listening sockets can't be handed to another process on this "
-                "system; a restart needs Unix.", os.getpid(),
+    def restart(self) -> None:
+        """As a signal would."""
+        log.info("%d Restarting. forking.", os.getpid())
+        self._succession.restart()
+
+    def may_restart(self) -> bool:
+        """Does no hook object?"""
+        return all(server.may_restart() for server in self._servers)
+
+    def make_successor(self) -> Successor:
+        """Start a successor.
+
+        :raises OSError: it can't be started.
+        """
+        listeners = [acceptor.listener for acceptor in self._acceptors]
+        files = {name: fd for server in self._servers for name, fd in server.files.items()}
+        return Successor(listeners, files, self._first.handles_signals)
+
+    def _relieve(self) -> None:
+        """A successor serves: accept no more, and let the connections go to it."""
+        self.state = State.RELIEVED
+        successor = self._succession.successor
+        assert successor is not None
+        for server in self._servers:
+            server.relieve(successor.listening)
+        self._succession.see_off()
+        self._announce_end()
+        if self._predecessor is not None:
+            self._predecessor.tell_succeeded(1)
+        self.look()
+
+    def grow_older(self, generations: int) -> None:
+        """So many processes have taken over since the successor did."""
+        if self._predecessor is not None:
+            self._predecessor.tell_succeeded(generations + 1)
+        if generations >= self.settings.old_generations:
+            log.warning(
+                "%d %d newer processes still finish requests; this one is the oldest.",
+                os.getpid(), generations,
             )  # fmt: skip
-        elif successor is not None:
-            log.info("%d A restart is under way; another one follows it.", os.getpid())
-            self._wants_restart = True
-        else:
-            self._spawn()
+            self._hammer()
 
-    def _spawn(self) -> None:
-        self._wants_restart = False
-        try:
-            self._successor = Successor(self._listeners())
-        except OSError as error:
-            log.error("%d Restart failed: can't start the successor: %s", os.getpid(), error)
-            return
-        self._poller.register_level(self._successor.channel.fileno(), self._on_successor)
-        self._set(self._boot_timer, self._settings.boot_timeout)
+    def end_succession(self, is_over: bool) -> None:
+        """Connections end here from now on.
 
-    def _on_successor(self) -> None:
-        """The successor has said something, or is gone."""
-        successor = self._successor
-        if successor is None:
-            return
-        is_alive = successor.listen()
-        if successor.is_ready and not self._is_succeeded:
-            self._is_succeeded = True
-            self._poller.deadlines.forget(self._boot_timer)
-            if self._wants_restart:
-                successor.signal(signal.SIGHUP)
-        if not is_alive:
-            self._forget_successor(successor)
+        :param is_over: so does the service; else another process goes on with it.
+        """
+        if self._predecessor is not None and is_over:
+            self._predecessor.tell_leaving()
+        for server in self._servers:
+            server.stop_moving(is_over)
 
-    def _forget_successor(self, successor: Successor) -> None:
-        self._poller.unregister(successor.channel.fileno())
-        self._poller.deadlines.forget(self._boot_timer)
-        self._successor = None
-        reason = successor.reap()
-        if self._is_succeeded and self._state is State.SHUTTING_DOWN:
-            # It took over and has been replaced or stopped since.
-            log.info("%d Successor %d %s.", os.getpid(), successor.pid, reason)
-            return
-        self._is_succeeded = False
-        log.error(
-            "%d Restart failed: successor %d %s; this process goes on serving.",
-            os.getpid(), successor.pid, reason,
-        )  # fmt: skip
-        if self._wants_restart:
-            self._spawn()
-
-    def _on_boot_timeout(self) -> None:
-        successor = self._successor
-        if successor is not None and not successor.is_ready:
-            log.error(
-                "%d Successor %d was not ready after %g seconds; killing it.",
-                os.getpid(), successor.pid, self._settings.boot_timeout,
-            )  # fmt: skip
-            successor.kill()
+    def resume(self) -> None:
+        """The successor has died: serve again."""
+        if self.is_relieved:
+            self._stop_signals = 0
+            for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
+                self._loop.cancel(timer)
+            self.state = State.RUNNING
+            for server in self._servers:
+                server.resume()
+        if self._pid_file is not None and self.state is State.RUNNING:
+            self._pid_file.write()
 
     # The end.
 
-    def _stop(self) -> None:
+    def stop_as_told(self, timeout: float | None) -> None:
+        """:param timeout: seconds, instead of the setting; 0: any time."""
+        if timeout is not None:
+            self._hammer_time = timeout
+        log.info("%d Told to stop.", os.getpid())
+        self.stop()
+
+    def stop(self) -> None:
+        """As a signal would: give way to a successor that is ready, else stop serving; a further
+        call skips what is waited for."""
         # The successor's word may still lie in the channel: it sends the signal right after it.
-        self._on_successor()
-        if self._state is State.SHUTTING_DOWN:
-            # The successor sends one SIGTERM; what goes beyond is somebody in a hurry.
-            if self._stop_signals > (2 if self._is_succeeded else 1):
-                self._hammer()
+        self._succession.listen()
+        if self.state is State.RUNNING:
+            if self._succession.has_relief:
+                self._stop_signals = 0
+                self._relieve()
+            elif all(server.may_stop() for server in self._servers):
+                self._begin_stop()
             return
-        self._state = State.SHUTTING_DOWN
-        if self._successor is not None and not self._is_succeeded:
-            log.info("%d Stopping successor %d too.", os.getpid(), self._successor.pid)
-            self._successor.signal(signal.SIGTERM)
-        self._server.lame_duck(self._successor.listening if self._successor else ())
-        for listener in self._listeners():
-            log.info("%d %s Listener closed.", os.getpid(), listener.address)
-        log.info("%d Waiting for connections to finish...", os.getpid())
-        self._set(self._hammer_timer, self._settings.hammer_time)
-        if self._settings.idle_grace:
-            self._set(self._grace_timer, self._settings.idle_grace)
+        self._stop_signals += 1
+        if self.state is State.DELAYING:
+            self._loop.cancel(self._delay_timer)
+            self._shut_down()
+        elif self._stop_signals > int(self._succession.has_relief):
+            # The successor sends one SIGTERM; what goes beyond is somebody in a hurry.
+            self._hammer()
+
+    def _begin_stop(self) -> None:
+        successor = self._succession.successor
+        if successor is not None:
+            log.info("%d Stopping successor %d too.", os.getpid(), successor.pid)
+            successor.signal(signal.SIGTERM)
+        delay = self.settings.shutdown_delay
+        if delay:
+            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
+            self.state = State.DELAYING
+            self._loop.set(self._delay_timer, delay)
         else:
-            self._server._retire_connections()
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Nobody takes over: accept no more, and finish what has begun."""
+        self.state = State.SHUTTING_DOWN
+        if self._predecessor is not None:
+            self._predecessor.tell_leaving()
+        for server in self._servers:
+            server.lame_duck()
+        self._announce_end()
+
+    def _announce_end(self) -> None:
+        for acceptor in self._acceptors:
+            log.info("%d %s Listener closed.", os.getpid(), acceptor.listener.address)
+        log.info("%d Waiting for connections to finish...", os.getpid())
+        self._loop.set(self._hammer_timer, self._hammer_time)
+        self._loop.set(self._report_timer, REPORT_TIME)
+        if self.settings.idle_grace:
+            self._loop.set(self._grace_timer, self.settings.idle_grace)
+        else:
+            self._retire()
+
+    def _retire(self) -> None:
+        for server in self._servers:
+            server._retire_connections()
+
+    def _report(self) -> None:
+        """Say what is waited for."""
+        for server in self._servers:
+            server.report("Waiting for")
+        # What the system would not take before, it may take now.
+        self._succession.see_off()
+        self._loop.set(self._report_timer, REPORT_TIME)
 
     def _hammer(self) -> None:
         log.warning("%d [STOP - Hammer Time] Forcefully shutting down parent", os.getpid())
-        for connection in self._server.connections():
-            running = connection.running()
-            if running is not None:
-                request, age = running
-                log.warning(
-                    "%d Cut: %s %s of %s after %.1f seconds",
-                    os.getpid(), request.method, ascii(request.path)[1:-1], connection.peer_name(),
-                    age,
-                )  # fmt: skip
-        self._server.close()
-
-    def _set(self, timer: Timer, seconds: float) -> None:
-        if seconds:
-            timer.deadline = time.monotonic() + seconds
-            self._poller.schedule(timer)
+        for server in self._servers:
+            server.report("Cut")
+            server.close()

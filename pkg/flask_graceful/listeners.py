@@ -1,24 +1,30 @@
 """Listening sockets: bind, adopt, name, close.
 
 Owns the sockets that take connections, and the text of their addresses. An address is written
-`host:port`, `:port`, `[v6]:port` or `unix:/path`, as users write it; a `Listener` also knows the
-address that it really has, in Go's form (`[::]:8000`).
+`host:port`, `:port`, `[v6]:port`, `unix:/path` or `systemd:NAME`, as users write it; a `Listener`
+also knows the address that it really has, in Go's form (`[::]:8000`).
 
-Rules: a listener is matched by the address that was asked for, so a successor that asks for the
-same one gets the same socket, its queue included. `:port` takes IPv4 and IPv6 with one socket.
-Sockets are non-blocking for life and never inherited by accident.
+Rules: an inherited listener is matched by the address that was asked for, then by the one that it
+has (row G8), so a successor gets the same socket, its queue included. `:port` takes IPv4 and IPv6
+with one socket. Sockets are non-blocking for life and never inherited by accident.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import math
 import os
 import re
 import socket
 import stat
+import struct
 import sys
 import typing as t
 
+from .holder import holder_text
+
+FORMS = "host:port, :port, [v6]:port, unix:/path or systemd:NAME"
 _TCP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]]*)):([0-9]{1,5}|http|https)?")
 
 
@@ -30,12 +36,14 @@ class ListenError(OSError):
 
 
 class Address(t.NamedTuple):
-    """An address as asked for. `path` is set for Unix sockets, host and port for TCP."""
+    """An address as asked for. `path` is set for Unix sockets, host and port for TCP; `name`, and
+    nothing else, is what systemd calls a socket that it passes."""
 
     text: str
     host: str = ""
     port: int = 0
     path: str = ""
+    name: str | None = None
 
 
 def parse_address(text: str, default_port: int = 80) -> Address:
@@ -49,13 +57,15 @@ def parse_address(text: str, default_port: int = 80) -> Address:
         if not text[5:]:
             raise ValueError(f"address {text!r}: expected unix:/path")
         return Address(text, path=text[5:])
+    if text.startswith("systemd:"):
+        return Address(text, name=text[8:])
     if not text:
         return Address(":", port=default_port)
     match = _TCP_ADDRESS.fullmatch(text)
     port = (match[3] or str(default_port)) if match else ""
     port = {"http": "80", "https": "443"}.get(port, port)
     if match is None or int(port) > 65535:
-        raise ValueError(f"address {text!r}: expected host:port, :port, [v6]:port or unix:/path")
+        raise ValueError(f"address {text!r}: expected {FORMS}")
     return Address(text, match[1] or match[2] or "", int(port))
 
 
@@ -80,21 +90,28 @@ class Listener:
     """One listening socket.
 
     :param sock: bound and listening; the listener owns it from now on.
-    :param requested: the address as asked for, by which a successor finds it.
-    :param is_inherited: another process had it first, and may still serve it.
+    :param requested: the address as asked for.
+    :param inherited_as: the address by which the process asked for it that had it first, and may
+        still serve it; empty when this process is the first one.
+    :param is_ours: this program has bound it, now or as its predecessor. Another's is never shut,
+        and its file never removed.
     """
 
-    def __init__(self, sock: socket.socket, requested: str, is_inherited: bool = False) -> None:
+    def __init__(
+        self, sock: socket.socket, requested: str, inherited_as: str = "", is_ours: bool = True
+    ) -> None:
         self.sock = sock
         self.requested = requested
-        self.is_inherited = is_inherited
+        self.inherited_as = inherited_as
+        self.is_ours = is_ours
+        self._is_shut = False
         self.network = "tcp" if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"
         sock.setblocking(False)
         name = sock.getsockname()
         if self.network == "tcp":
             self.host, self.port = name[0], name[1]
             self.address = join_host_port(self.host, self.port)
-            _set_tcp_options(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             self.host, self.port = name, 0
             self.address = name
@@ -107,13 +124,52 @@ class Listener:
 
         :raises BlockingIOError: none is waiting.
         """
-        sock, peer = self.sock.accept()
+        try:
+            sock, peer = self.sock.accept()
+        except OSError as error:
+            if self._is_shut and error.errno == errno.EINVAL:
+                raise BlockingIOError from error
+            raise
         sock.setblocking(False)
         return sock, peer
 
+    def probe_clients(self, seconds: float) -> None:
+        """Have TCP ask clients that are silent for so long whether they live; 0: never (row Y2).
+
+        Sockets accepted from now on inherit it.
+        """
+        if self.network != "tcp":
+            return
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(seconds > 0))
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL"):
+            if seconds > 0 and hasattr(socket, name):
+                # What Linux takes.
+                whole = min(math.ceil(seconds), 32767)
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), whole)
+
+    def shut(self) -> bool:
+        """Let nobody in any more, while those in the queue can still be accepted; for the last one
+        who serves the socket. May some have begun to come in, who will be in the queue soon?
+
+        Without this, who comes in between the last `accept` and `close` is reset by the kernel.
+        """
+        if not self.is_ours:
+            return False
+        try:
+            if self.network == "unix":
+                self._is_shut = True
+                self.sock.shutdown(socket.SHUT_RD)
+            elif sys.platform == "linux":
+                _drop_new_handshakes(self.sock)
+                return True
+        except OSError:
+            # The system can't; what it can't do is left undone.
+            pass
+        return False
+
     def close(self, unlink: bool = True) -> None:
         """Close the socket; a Unix socket's file goes too, unless a successor goes on with it."""
-        if unlink and self.network == "unix" and self.sock.fileno() >= 0:
+        if unlink and self.is_ours and self.network == "unix" and self.sock.fileno() >= 0:
             _unlink_socket(self.address)
         self.sock.close()
 
@@ -126,6 +182,9 @@ def listen(address: Address) -> Listener:
 
     :raises ListenError: the system refuses.
     """
+    if address.name is not None:
+        what = f"a socket named {address.name!r}" if address.name else "a socket"
+        raise ListenError(errno.ENOENT, f"listen {address.text}: systemd has not passed {what}")
     try:
         sock = _bind_unix(address.path) if address.path else _bind_tcp(address)
     except OSError as error:
@@ -133,37 +192,80 @@ def listen(address: Address) -> Listener:
         where = address.path or address.text
         text = f"listen {network} {where}: bind: {(error.strerror or str(error)).lower()}"
         if error.errno == errno.EADDRINUSE and not address.path:
-            text += _holder_text(address.port)
+            text += holder_text(address.port)
         raise ListenError(error.errno, text) from error
     return Listener(sock, address.text)
 
 
-def acquire(addresses: t.Iterable[Address], inherited: dict[str, Listener]) -> list[Listener]:
+def acquire(addresses: t.Iterable[Address], inherited: list[Listener]) -> list[Listener]:
     """The listeners of all addresses, or of none: the inherited ones, and the others bound.
 
-    :param inherited: by the address that was asked for. Those that nobody asks for any more are
-        closed; what waits in their queues is left to the process that they came from.
+    :param inherited: those that nobody asks for any more are closed; what waits in their queues is
+        left to the process that they came from.
     :raises ListenError: an address can't be bound. None of them is held then.
     """
     listeners: list[Listener] = []
     try:
-        for address in addresses:
-            if address.text in inherited:
-                listeners.append(inherited.pop(address.text))
-            else:
-                listeners.append(listen(address))
+        found = _matched(list(addresses), inherited)
+        for address, listener in found:
+            if listener is not None:
+                listener.requested = address.text
+                listeners.append(listener)
+        for i, (address, listener) in enumerate(found):
+            if listener is None:
+                listeners.insert(i, listen(address))
     except BaseException:
         give_up(listeners)
         raise
     finally:
-        give_up(inherited.values())
+        give_up(one for one in inherited if one not in listeners)
     return listeners
 
 
 def give_up(listeners: t.Iterable[Listener]) -> None:
     """Close listeners that were never served. An inherited one's file is not ours to remove."""
     for listener in listeners:
-        listener.close(unlink=not listener.is_inherited)
+        listener.close(unlink=not listener.inherited_as)
+
+
+def _matched(
+    addresses: list[Address], inherited: list[Listener]
+) -> list[tuple[Address, Listener | None]]:
+    """Each address with the inherited listener that it means; each listener at most once."""
+    left = list(inherited)
+    found: dict[str, Listener] = {}
+    for means in (_is_named, _is_at):
+        for address in addresses:
+            listener = next((one for one in left if means(one, address)), None)
+            if listener is not None and address.text not in found:
+                found[address.text] = listener
+                left.remove(listener)
+    return [(address, found.get(address.text)) for address in addresses]
+
+
+def _is_named(listener: Listener, address: Address) -> bool:
+    return listener.inherited_as == address.text
+
+
+def _is_at(listener: Listener, address: Address) -> bool:
+    """Does the listener have this address, however it is written? Port 0 is none (row G8)."""
+    if address.name is not None:
+        return address.name == "" and listener.inherited_as.startswith("systemd:")
+    if address.path:
+        there = os.path.abspath(address.path)
+        return listener.network == "unix" and os.path.abspath(listener.address) == there
+    if listener.network != "tcp" or not address.port or address.port != listener.port:
+        return False
+    if address.host in _WILDCARDS and listener.host in _WILDCARDS:
+        return True
+    try:
+        known = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        return False
+    return any(entry[4][0] == listener.host for entry in known)
+
+
+_WILDCARDS = ("", "0.0.0.0", "::")
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -242,13 +344,24 @@ def _unlink_socket(path: str) -> None:
         pass
 
 
-def _set_tcp_options(sock: socket.socket) -> None:
-    """Accepted sockets inherit these (row Y2): no Nagle, keep-alive probes after 15 seconds."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL"):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), 15)
+def _drop_new_handshakes(sock: socket.socket) -> None:
+    """Have the kernel drop what begins a connection (SYN without ACK), as if it had got lost;
+    handshakes that have begun go on. The filter is that of socket(7), SO_ATTACH_FILTER."""
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_SYN)
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HP", len(_NO_SYN), ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+_SO_ATTACH_FILTER = 26
+# Classic BPF: load the TCP flags, keep SYN and ACK; SYN alone: nothing of the packet, else all.
+_NO_SYN = [
+    (0x30, 0, 0, 13),
+    (0x54, 0, 0, 0x12),
+    (0x15, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+]
 
 
 def _backlog() -> int:
@@ -258,50 +371,3 @@ def _backlog() -> int:
             return int(file.read())
     except (OSError, ValueError):
         return socket.SOMAXCONN
-
-
-def _holder_text(port: int) -> str:
-    """Who listens on a TCP port, as far as the system tells."""
-    inodes = set(_listening_inodes(port))
-    if not inodes or not sys.platform.startswith("linux"):
-        return ""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and _holds_socket(entry, inodes):
-            return f" (held by pid {entry}: {_command(entry)})"
-    return ""
-
-
-def _listening_inodes(port: int) -> t.Iterator[str]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table, encoding="ascii") as file:
-                rows = [line.split() for line in file.readlines()[1:]]
-        except OSError:
-            continue
-        # Local address is the second column, state the fourth (0A is LISTEN), inode the tenth.
-        for row in rows:
-            if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port:
-                yield f"socket:[{row[9]}]"
-
-
-def _holds_socket(pid: str, inodes: set[str]) -> bool:
-    try:
-        fds = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for fd in fds:
-        try:
-            if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def _command(pid: str) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().decode("utf-8", "replace").split("\0")
-    except OSError:
-        return "?"
-    return " ".join(" ".join(words).split())[:80] or "?"

@@ -1,48 +1,83 @@
 """`GracefulServer`: a server that signals restart and stop, the port of fvbock/endless.
 
-Owns the public face of it: addresses, hooks, the ways to serve. What happens in its life is in
-`life`.
+Owns the public face of it: addresses, hooks, the ways to serve, restart and stop. What happens in
+its process's life is in `life`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import typing as t
 
-from .life import POST_SIGNAL, PRE_SIGNAL, SIGNALS, Life
+from .hooks import BeforeBegin, Hook, Hooks, check_signal
+from .inheritance import has_parent, inheritance
+from .life import Life
 from .listeners import Listener, parse_address, parse_addresses
-from .server import HTTPS_PORT, Server, ServerClosed
+from .relief import ReliefServer
+from .server import HTTPS_PORT, ServerClosed
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from .acceptor import Acceptor
+    from .handover import Parcel
+    from .life import State
     from .tls import Credentials
 
 log = logging.getLogger("flask_graceful")
 
+# What one message between two processes carries, less what else is in it.
+MOST_FILES = 100
 
-BeforeBegin = t.Callable[[str], object]
 
-
-class GracefulServer(Server):
-    """A `Server` that restarts on SIGHUP and stops on SIGTERM or SIGINT without losing a request.
+class GracefulServer(ReliefServer):
+    """A `Server` that restarts on SIGHUP, stops on SIGTERM or SIGINT, and loses no request.
 
     Parameters are those of :class:`Server`, and `addr` may be a sequence of addresses: all of them
-    are bound before one is served, and a successor inherits each by its text.
+    are bound before one is served, and a successor inherits each.
+
+    :param certfile: with `keyfile`, what TLS is served with; see `listen_and_serve_tls`.
+    :param handle_signals: False leaves all signals alone (row H1, NoSignalHandling): `restart` and
+        `stop` do what they would, and any thread may serve.
+    :param restart_signal: instead of SIGHUP; `signal.SIGUSR2` as in grace (row G4).
     """
 
-    def __init__(self, addr: str | t.Sequence[str], app: WSGIApplication, **options: t.Any) -> None:
+    def __init__(
+        self,
+        addr: str | t.Sequence[str],
+        app: WSGIApplication,
+        *,
+        certfile: str = "",
+        keyfile: str = "",
+        handle_signals: bool = True,
+        restart_signal: int | None = None,
+        **options: t.Any,
+    ) -> None:
         self.addresses = parse_addresses(addr)
         super().__init__(self.addresses[0].text, app, **options)
-        self._before_begin: list[BeforeBegin] = []
-        self._signal_hooks: dict[tuple[int, int], list[t.Callable[[], object]]] = {}
+        self.handles_signals = handle_signals
+        if restart_signal is not None:
+            check_signal(restart_signal)
+        self.restart_signal = restart_signal or getattr(signal, "SIGHUP", None)
+        # Set when this process has no old one beside it (any more).
+        self.parent_gone = threading.Event()
+        if not has_parent():
+            self.parent_gone.set()
+        # Descriptors that a successor inherits.
+        self.files: dict[str, int] = {}
+        self._hooks = Hooks()
+        self._files = (certfile, keyfile)
         self._life: Life | None = None
         # What its addresses are served with; None: plain HTTP.
         self._serves_with: Credentials | None = None
+        self._listeners: t.Sequence[Listener] = []
+        self._ended = threading.Event()
+
+    # Hooks.
 
     @property
     def before_begin(self) -> t.Callable[[BeforeBegin], BeforeBegin]:
@@ -56,29 +91,45 @@ class GracefulServer(Server):
 
     @before_begin.setter
     def before_begin(self, func: BeforeBegin) -> None:
-        self._before_begin = [func]
+        self._hooks.before_begin[:] = [func]
 
     def _add_before_begin(self, func: BeforeBegin) -> BeforeBegin:
-        self._before_begin.append(func)
+        self._hooks.before_begin.append(func)
         return func
 
-    def register_signal_hook(self, when: int, signum: int, func: t.Callable[[], object]) -> None:
+    def before_restart(self, func: Hook) -> Hook:
+        """A decorator: call the function before a successor is started (row G5). An exception
+        refuses the restart: it is logged, and the process goes on serving."""
+        self._hooks.before_restart.append(func)
+        return func
+
+    def before_shutdown(self, func: Hook) -> Hook:
+        """A decorator: ask the function whether the server may stop (row H3). False refuses; the
+        next signal asks again. A successor that takes over does not ask."""
+        self._hooks.before_shutdown.append(func)
+        return func
+
+    def shutdown_initiated(self, func: Hook) -> Hook:
+        """A decorator: call the function when no more is accepted and requests are waited for
+        (row H3). It is waited for; those of `register_on_shutdown` are not."""
+        self._hooks.shutdown_initiated.append(func)
+        return func
+
+    def register_signal_hook(self, when: int, signum: int, func: Hook) -> None:
         """Call `func` at each signal, before (PRE_SIGNAL) or after (POST_SIGNAL) the server's act.
 
         :raises ValueError: `when` is neither, or the signal is not handled (row E5).
         """
-        if when not in (PRE_SIGNAL, POST_SIGNAL):
-            raise ValueError(f"hook phase {when!r}: expected PRE_SIGNAL or POST_SIGNAL")
-        if signum not in SIGNALS:
-            known = ", ".join(f"signal.{name}" for name in SIGNALS.values())
-            raise ValueError(f"signal {signum!r} is not supported; expected one of {known}")
-        self._signal_hooks.setdefault((when, int(signum)), []).append(func)
+        self._hooks.add_signal_hook(when, signum, func)
+
+    # Serving.
 
     def listen_and_serve(self) -> t.NoReturn:
-        """Bind or inherit the addresses, and serve until a signal ends it. In the main thread.
+        """Bind or inherit the addresses, and serve until a signal ends it.
 
         :raises ServerClosed: the normal end; its text is that of Go's accept error.
         :raises ListenError: an address can't be bound; none of them is held then.
+        :raises PidFileError: the file can't be written.
         :raises RuntimeError: called outside the main thread, where signals can't be handled.
         """
         self._check_can_live()
@@ -92,23 +143,8 @@ class GracefulServer(Server):
         :raises CertificateFileError: a file can't be used; nothing was bound.
         """
         self._check_can_live()
-        self._serves_with = self._load(certfile, keyfile)
-        self.addresses = [parse_address(one.text, HTTPS_PORT) for one in self.addresses]
+        self._use_tls(certfile, keyfile)
         self._live()
-
-    def _check_can_live(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError(
-                "GracefulServer handles signals and must be run in the main thread; "
-                "to serve in another one, use Server"
-            )
-        if self.is_stopping:
-            raise ServerClosed
-
-    def _live(self) -> t.NoReturn:
-        _log_to_stderr_by_default()
-        self._life = Life(self)
-        self._life.run()
 
     def serve(self, listener: Listener | socket.socket) -> t.NoReturn:
         """Not for this class: a successor could not find a socket that others have made.
@@ -120,38 +156,205 @@ class GracefulServer(Server):
             "listen_and_serve(); to serve a socket of your own, use Server"
         )
 
-    def run_signal_hooks(self, when: int, signum: int) -> None:
-        """Call the hooks of a signal. A hook that fails stops neither the others nor the act."""
-        for func in self._signal_hooks.get((when, signum), ()):
-            try:
-                func()
-            except Exception:
-                log.exception("%d %s hook failed", os.getpid(), SIGNALS[signum])
+    def _use_tls(self, certfile: str = "", keyfile: str = "") -> None:
+        if not certfile and not keyfile:
+            certfile, keyfile = self._files
+        self._serves_with = self._load(certfile, keyfile)
+        self.addresses = [parse_address(one.text, HTTPS_PORT) for one in self.addresses]
 
-    def begin(self, listeners: t.Sequence[Listener]) -> list[Acceptor]:
-        """Run the hooks for all addresses, then accept connections."""
+    def _check_can_live(self) -> None:
+        if self.handles_signals and threading.current_thread() is not threading.main_thread():
+            raise RuntimeError(
+                "GracefulServer handles signals and must be run in the main thread; to serve in "
+                "another one, use Server, or GracefulServer(..., handle_signals=False)"
+            )
+        if self.is_stopping:
+            raise ServerClosed
+
+    def _live(self) -> t.NoReturn:
+        live([self])
+        listener = self._listeners[0]
+        address = f"{listener.network} {listener.address}"
+        raise ServerClosed(f"accept {address}: use of closed network connection")
+
+    # Restart and stop, from any thread.
+
+    def restart(self) -> None:
+        """Start a successor, as the restart signal does; how that ends is logged.
+
+        :raises RuntimeError: nothing is served.
+        """
+        if self._life is None:
+            raise RuntimeError("nothing is served: a restart needs listen_and_serve()")
+        self._life.post(self._life.restart)
+
+    def stop(self, timeout: float | None = None, *, wait: bool = False) -> bool:
+        """Stop as SIGTERM does, and return at once (rows H5, M2); was this the first call?
+
+        Before serving it is remembered: `listen_and_serve` then raises `ServerClosed`. A further
+        call cuts what the first one waits for, as a second signal does.
+
+        :param timeout: seconds that requests in flight get, instead of `hammer_time`; 0: any time.
+        :param wait: return when serving has ended (row M7, BlockingClose).
+        """
+        with self._lock:
+            is_first, self._is_told_to_stop = not self._is_told_to_stop, True
+            life = self._life
+            if life is None:
+                self.is_stopping = True
+        if life is not None:
+            life.post(lambda: life.stop_as_told(timeout))
+            if wait:
+                self._ended.wait()
+        return is_first
+
+    _is_told_to_stop = False
+
+    @property
+    def state(self) -> State | None:
+        """Where its process is in its life (row E1); None before it serves."""
+        return None if self._life is None else self._life.state
+
+    # Generations.
+
+    def wait_for_parent(self, timeout: float | None = None) -> bool:
+        """Wait until the old process has gone (row U12); False when the time, in seconds, was up.
+
+        True at once where there is none. Not in a `before_begin` hook: the old process serves
+        until those are over.
+        """
+        return self.parent_gone.wait(timeout)
+
+    def add_file(self, name: str, file: int | t.Any) -> None:
+        """Have successors inherit an open file (row U7); it may be closed here afterwards.
+
+        :param file: a descriptor, or an object with `fileno()`.
+        :raises ValueError: there are too many.
+        """
+        if len(self.files) >= MOST_FILES and name not in self.files:
+            raise ValueError(f"at most {MOST_FILES} files can be handed to a successor")
+        fd = os.dup(file if isinstance(file, int) else file.fileno())
+        old = self.files.pop(name, None)
+        if old is not None:
+            os.close(old)
+        self.files[name] = fd
+
+    def inherited_file(self, name: str) -> int | None:
+        """A descriptor, for the caller to close, of the file that the old process gave this name
+        (row U1, Fds.File); None when it gave none. Successors inherit it too.
+
+        To be asked for before serving begins: what nobody wanted is closed then.
+        """
+        fd = inheritance().files.pop(name, None)
+        if fd is not None:
+            self.files[name] = fd
+        elif name not in self.files:
+            return None
+        return os.dup(self.files[name])
+
+    # What its process's life has it do, in the loop's thread.
+
+    def enter(self, life: Life) -> None:
+        """:raises ServerClosed: it was told to stop before."""
+        with self._lock:
+            if self.is_stopping:
+                raise ServerClosed
+            self._life = life
+
+    def run_before_begin(self, listeners: t.Sequence[Listener], old: int) -> None:
+        """Run the hooks for all addresses; without one, log what endless and grace do.
+
+        :param old: the pid of the process that served before; 0: none.
+        """
+        self._listeners = listeners
         scheme = "HTTP" if self._serves_with is None else "HTTPS"
         for listener in listeners:
-            for func in self._before_begin:
+            for func in self._hooks.before_begin:
                 func(listener.address)
-            if not self._before_begin:
-                where = "unix:" if listener.network == "unix" else ""
-                where += listener.address
-                log.info("%d Serving %s on %s", os.getpid(), scheme, where)
+            if self._hooks.before_begin:
+                continue
+            where = ("unix:" if listener.network == "unix" else "") + listener.address
+            if listener.inherited_as and not old:
+                log.info("%d Listening on init activated %s", os.getpid(), where)
+            log.info("%d Serving %s on %s", os.getpid(), scheme, where)
+        if old and not self._hooks.before_begin:
+            where = ", ".join(one.address for one in listeners)
+            pid = os.getpid()
+            log.info(
+                "%d Graceful handoff of %s with new pid %d and old pid %d", pid, where, pid, old
+            )
+
+    def begin(self, listeners: t.Sequence[Listener]) -> list[Acceptor]:
+        """Accept connections."""
         return [self._start(listener, credentials=self._serves_with) for listener in listeners]
 
-    def lame_duck(self, kept: t.Collection[str]) -> None:
-        """Begin to shut down: idle connections stay, and may send one more request.
+    def run_signal_hooks(self, when: int, signum: int) -> None:
+        self._hooks.run_signal_hooks(when, signum)
 
-        :param kept: the addresses that a successor goes on with.
-        """
-        self._begin_shutdown(drain_queues=True, kept=kept)
-        self._run_shutdown_hooks()
+    def may_restart(self) -> bool:
+        return self._hooks.run_before_restart()
 
-    def _settle(self) -> None:
-        super()._settle()
+    def may_stop(self) -> bool:
+        return self._hooks.run_before_shutdown()
+
+    def hand_over(self, parcel: Parcel) -> None:
+        assert self._life is not None
+        self._life.hand_over(parcel)
+
+    def is_moving(self) -> bool:
+        return self._life is not None and self._life.is_moving()
+
+    def _run_shutdown_hooks(self) -> None:
+        super()._run_shutdown_hooks()
+        self._hooks.run_shutdown_initiated()
+
+    def _changed(self) -> None:
+        super()._changed()
         if self._life is not None:
             self._life.post(self._life.look)
+
+
+def live(servers: t.Sequence[GracefulServer]) -> None:
+    """Serve together until the end."""
+    _log_to_stderr_by_default()
+    life = Life(servers)
+    try:
+        for server in servers:
+            server.enter(life)
+        life.run()
+    finally:
+        for server in servers:
+            server._ended.set()
+
+
+def serve(*servers: GracefulServer) -> None:
+    """Serve several servers in one process, and return when all have stopped (row G2).
+
+    They begin, restart and stop together. Those with a certificate or an `ssl_context` are served
+    with TLS. What concerns the whole process (signals, `pid_file`, `hammer_time` and the other
+    times of a stop or a restart) is as the first one has it.
+
+    :raises ListenError: an address can't be bound; none is served then.
+    :raises ServerClosed: one was told to stop before.
+    :raises ValueError: two servers have the same address, or there is none.
+    """
+    if not servers:
+        raise ValueError("serve() needs at least one server")
+    parse_addresses([one.text for server in servers for one in server.addresses])
+    for server in servers:
+        server._check_can_live()
+        if server.ssl_context is not None or any(server._files):
+            server._use_tls()
+    live(servers)
+
+
+def run(addr: str | t.Sequence[str], timeout: float, app: WSGIApplication) -> None:
+    """Serve an application until SIGINT or SIGTERM; tylerb/graceful's Run (row H1).
+
+    :param timeout: seconds that requests in flight get at a stop; 0: any time.
+    :raises ListenError: an address can't be bound.
+    """
+    serve(GracefulServer(addr, app, hammer_time=timeout))
 
 
 def _log_to_stderr_by_default() -> None:

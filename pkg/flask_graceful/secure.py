@@ -37,6 +37,7 @@ class SecureConnection(Connection):
     _wire: TLSWire
 
     def __init__(self, host: Host, wire: TLSWire, peer: t.Any, base: WSGIEnvironment) -> None:
+        # What is encrypted can't go on in another process, which has no keys.
         super().__init__(host, wire, peer, base)
         self._phase = Phase.HANDSHAKE
         # Why the handshake failed, once it has.

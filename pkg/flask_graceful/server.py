@@ -14,6 +14,7 @@ import logging
 import socket
 import threading
 import typing as t
+from contextlib import AbstractContextManager
 
 from .acceptor import Acceptor
 from .connection import Connection, ConnState
@@ -21,13 +22,17 @@ from .crew import Crew
 from .errors import ServerClosed as ServerClosed
 from .listeners import Listener, listen, parse_address
 from .poller import new_poller
+from .roster import Roster
 from .settings import Settings
 from .tls import Credentials, check_context
+from .work import Work
 
 if t.TYPE_CHECKING:
     import ssl
 
     from _typeshed.wsgi import WSGIApplication
+
+    from .handover import Parcel
 
 log = logging.getLogger("flask_graceful")
 
@@ -59,6 +64,11 @@ class Server:
     keeps_alive = True
     closes_idle = False
     is_stopping = False
+    # See Host; a `GracefulServer` that has a successor fills it.
+    moving: t.Container[str] = frozenset()
+    # Listeners, by the address asked for, that another process goes on serving: their queues and
+    # files are left to it.
+    _left_to_others: t.Container[str] = frozenset()
 
     def __init__(
         self,
@@ -72,9 +82,7 @@ class Server:
         **options: t.Any,
     ) -> None:
         self.settings = Settings.from_options(options)
-        if not callable(app):
-            raise TypeError(f"app: expected a WSGI application, got {app!r}")
-        self.app = app
+        self.app = _checked_app(app)
         self.address = parse_address(addr)
         self.conn_state = conn_state
         self.ssl_context = None if ssl_context is None else check_context(ssl_context)
@@ -85,9 +93,11 @@ class Server:
         self._acceptors: set[Acceptor] = set()
         # What TLS listeners are served with, each once.
         self._credentials: list[Credentials] = []
-        self._connections: set[Connection] = set()
+        self._roster = Roster(self.settings.listen_limit)
+        self._work = Work(self._changed)
         self._on_shutdown: list[t.Callable[[], object]] = []
-        # Set when a shutdown has nothing left to wait for.
+        # Set when shutdown begins: `environ["flask_graceful.shutdown"]`; and when it is over.
+        self.shutdown_event = threading.Event()
         self._drained = threading.Event()
 
     def listen_and_serve(self) -> t.NoReturn:
@@ -164,7 +174,8 @@ class Server:
         """Stop without cutting a request: Go's Shutdown (rows S).
 
         Closes the listeners once their queues are empty, starts the functions of
-        `register_on_shutdown`, closes idle connections, and waits for the others.
+        `register_on_shutdown`, closes idle connections, and waits for the others, and for what is
+        counted by `track` and `spawn`.
 
         :param timeout: seconds to wait; None waits for ever.
         :raises ShutdownTimeout: requests are still running. They go on; `close` cuts them.
@@ -173,18 +184,36 @@ class Server:
         self._run_shutdown_hooks()
         self._retire_connections()
         if not self._drained.wait(timeout):
-            raise ShutdownTimeout(
-                f"{len(self._connections)} connections still active after {timeout:g} seconds"
-            )
+            raise ShutdownTimeout(f"{self.what_is_left()} after {timeout:g} seconds")
 
     def close(self) -> None:
         """Cut everything at once: listeners and connections (rows C). Handlers run on alone."""
         self._begin_shutdown(drain_queues=False)
         for connection in self.connections():
             connection.abort()
-        with self._lock:
-            self._connections.clear()
-        self._settle()
+        self._roster.clear()
+        # What is counted runs on alone, as handlers do.
+        self._finish()
+
+    def track(self) -> AbstractContextManager[None]:
+        """Count the block of a `with` as work that a shutdown waits for (row M4)."""
+        return self._work.track()
+
+    def spawn(
+        self, func: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
+    ) -> threading.Thread:
+        """Run a function in a thread of its own, as work that a shutdown waits for (row M4)."""
+        return self._work.spawn(func, *args, **kwargs)
+
+    @property
+    def tracked(self) -> int:
+        """How much work is counted by `track` and `spawn` now."""
+        return self._work.count
+
+    def what_is_left(self) -> str:
+        """What a shutdown still waits for, in words."""
+        text = f"{len(self._roster)} connections still active"
+        return f"{text}, {self.tracked} tracked" if self.tracked else text
 
     def register_on_shutdown(self, func: t.Callable[[], object]) -> None:
         """Have `func` started, in a thread of its own, by each `shutdown` (row S17)."""
@@ -202,21 +231,35 @@ class Server:
 
     def connections(self) -> list[Connection]:
         """The connections of this moment."""
-        with self._lock:
-            return list(self._connections)
+        return self._roster.open()
 
     def on_state(self, connection: Connection, state: ConnState) -> None:
         """Called by connections at each change of their state."""
-        if state >= ConnState.HIJACKED:
-            with self._lock:
-                self._connections.discard(connection)
+        if state is ConnState.HIJACKED:
+            self._roster.take_over(connection)
+        elif state > ConnState.HIJACKED:
+            self._roster.remove(connection)
         if self.conn_state is not None:
             try:
                 self.conn_state(connection, state)
             except Exception:
                 log.exception("http: conn_state failed for %r", connection)
         if state >= ConnState.HIJACKED and self.is_stopping:
-            self._settle()
+            self._changed()
+
+    def on_hijack_over(self, connection: Connection) -> None:
+        """Called by a connection that the application has left."""
+        self._roster.remove(connection)
+        if self.is_stopping:
+            self._changed()
+
+    def hand_over(self, parcel: Parcel) -> None:
+        """Called by connections that move; without a successor none does."""
+        raise AssertionError(f"{parcel!r} has nowhere to go")
+
+    def has_room(self, acceptor: Acceptor) -> bool:
+        """May one more connection be accepted (row H12)? If not, the acceptor is started later."""
+        return self._roster.has_room(acceptor)
 
     def _load(self, certfile: str, keyfile: str) -> Credentials:
         credentials = Credentials(certfile, keyfile, self.ssl_context)
@@ -250,20 +293,19 @@ class Server:
         acceptor.start()
         return acceptor
 
-    def _begin_shutdown(self, drain_queues: bool, kept: t.Collection[str] = ()) -> None:
+    def _begin_shutdown(self, drain_queues: bool) -> None:
         """Accept no more.
 
         :param drain_queues: first take the connections that the kernel let in already.
-        :param kept: listeners, by the address asked for, that another process goes on serving:
-            their queues and files are left to it.
         """
         with self._lock:
             self.is_stopping = True
             self.keeps_alive = False
             acceptors = list(self._acceptors)
         for acceptor in acceptors:
-            is_kept = acceptor.listener.requested in kept
-            acceptor.stop(drain_queues and not is_kept, unlink=not is_kept)
+            is_left = acceptor.listener.requested in self._left_to_others
+            acceptor.stop(drain_queues and not is_left, unlink=not is_left)
+        self.shutdown_event.set()
         self._settle()
 
     def _run_shutdown_hooks(self) -> None:
@@ -277,9 +319,8 @@ class Server:
             connection.retire()
 
     def _add_connection(self, connection: Connection) -> None:
-        with self._lock:
-            self._connections.add(connection)
-        self.on_state(connection, ConnState.NEW)
+        self._roster.add(connection)
+        self.on_state(connection, connection.state)
         try:
             connection.start()
         except OSError as error:
@@ -288,17 +329,39 @@ class Server:
     def _forget_acceptor(self, acceptor: Acceptor) -> None:
         with self._lock:
             self._acceptors.discard(acceptor)
+        self._changed()
+
+    def _changed(self) -> None:
+        """A listener, a connection or something else that a shutdown waits for is gone."""
         self._settle()
 
     def _settle(self) -> None:
-        """When nothing is left of a server that was shut down, send its threads home."""
+        """When nothing is left of a server that was shut down, it is finished."""
         with self._lock:
-            if not self.is_stopping or self._acceptors or self._connections:
-                return
+            is_over = self.is_stopping and not self._acceptors
+        # No acceptor is left that would add another one.
+        if is_over and self.is_empty():
+            self._finish()
+
+    def is_empty(self) -> bool:
+        """Is there nothing that a shutdown would wait for, but listeners?"""
+        return not len(self._roster) and not self._work.count
+
+    def _finish(self) -> None:
+        """Send the threads home."""
         if self.crew is not None:
             self.crew.stop()
         self._drained.set()
 
 
+def _checked_app(app: t.Any) -> WSGIApplication:
+    if not callable(app):
+        raise TypeError(f"app: expected a WSGI application, got {app!r}")
+    return t.cast("WSGIApplication", app)
+
+
 def _as_listener(listener: Listener | socket.socket) -> Listener:
-    return Listener(listener, "") if isinstance(listener, socket.socket) else listener
+    if isinstance(listener, Listener):
+        return listener
+    # Others may have it too: only its closing is asked for.
+    return Listener(listener, "", is_ours=False)

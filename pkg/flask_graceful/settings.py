@@ -13,14 +13,17 @@ import difflib
 import math
 import typing as t
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 
 SECONDS = "seconds"
 BYTES = "bytes"
 COUNT = "count"
+PATH = "path"
 _EXPECTED = {
     SECONDS: "a number of seconds",
     BYTES: "a whole number of bytes",
     COUNT: "a whole number",
+    PATH: "a path",
 }
 
 
@@ -52,15 +55,28 @@ class Settings:
         1 << 20, BYTES, "limit of a request's head; 4096 bytes more are tolerated, as in Go"
     )
     threads: int = _setting(32, COUNT, "most requests that run at the same time")
+    listen_limit: int = _setting(
+        0, COUNT, "most connections at the same time, others wait to be accepted; 0: any number"
+    )
+    tcp_keep_alive: float = _setting(
+        15, SECONDS, "silence after which TCP asks whether the client still lives, and how often"
+    )
     hammer_time: float = _setting(
         60, SECONDS, "time that requests in flight get when the process stops, then they are cut"
     )
     idle_grace: float = _setting(
         1, SECONDS, "time that idle connections may still send a request when the process stops"
     )
+    shutdown_delay: float = _setting(
+        0, SECONDS, "time to serve on as before when told to stop, for load balancers to notice"
+    )
     boot_timeout: float = _setting(
         60, SECONDS, "time that a successor may take until it is ready; then it is killed"
     )
+    old_generations: int = _setting(
+        3, COUNT, "most old processes that still finish requests; beyond, the oldest cuts its own"
+    )
+    pid_file: str = _setting("", PATH, "file that holds the id of the process that serves")
 
     def __post_init__(self) -> None:
         for row in fields(self):
@@ -113,15 +129,17 @@ def markdown_rows() -> t.Iterator[str]:
         yield f"| `{row.name}` | {row.default} | {row.unit} | {row.help} |"
 
 
-def from_text(name: str, text: str) -> float | int:
-    """Read the value of a setting as people write it; `off` is 0 seconds.
+def from_text(name: str, text: str) -> float | int | str:
+    """Read the value of a setting as people write it; `off` is 0 seconds, and no path.
 
     :raises ValueError: it is no number, or out of range; TypeError: it is a number of no use.
     """
     unit = next(row.unit for row in rows() if row.name == name)
-    value: float | int
+    value: float | int | str = text
     try:
-        if unit == SECONDS:
+        if unit == PATH:
+            value = "" if text == "off" else text
+        elif unit == SECONDS:
             value = 0.0 if text == "off" else float(text)
         else:
             value = int(text)
@@ -133,10 +151,14 @@ def from_text(name: str, text: str) -> float | int:
 def _default_text(unit: str, value: t.Any) -> str:
     if unit == SECONDS:
         return f"{value:g}" if value else "off"
-    return str(value)
+    return str(value) or "off"
 
 
-def _checked(name: str, unit: str, value: t.Any) -> float | int:
+# The least and the most of each count.
+_RANGES = {"threads": (1, 10_000), "listen_limit": (0, 1 << 31), "old_generations": (1, 100)}
+
+
+def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
     if unit == SECONDS:
         if value is None:
             return 0.0
@@ -144,10 +166,15 @@ def _checked(name: str, unit: str, value: t.Any) -> float | int:
             raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
         # A limit that never comes is no limit.
         return 0.0 if value < 0 or math.isinf(value) else float(value)
+    if unit == PATH:
+        if not isinstance(value, (str, PurePath)):
+            raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
-    if name == "threads" and not 1 <= value <= 10_000:
-        raise ValueError(f"threads: expected 1 to 10000, got {value}")
+    if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+        least, most = _RANGES[name]
+        raise ValueError(f"{name}: expected {least} to {most}, got {value}")
     if name == "max_header_bytes" and value <= 0:
         return 1 << 20
     return value

@@ -9,13 +9,15 @@ import enum
 
 
 class ConnState(enum.IntEnum):
-    """What a connection does; the values of Go's ConnState (row K1)."""
+    """What a connection does; the values of Go's ConnState (row K1), and one more: the connection
+    lives on in another process. There it begins as new or idle, whatever it was here."""
 
     NEW = 0
     ACTIVE = 1
     IDLE = 2
     HIJACKED = 3
     CLOSED = 4
+    HANDED_OVER = 5
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -23,9 +25,10 @@ class ConnState(enum.IntEnum):
 
 # What may follow each state, by its number.
 TRANSITIONS: tuple[tuple[ConnState, ...], ...] = (
-    (ConnState.ACTIVE, ConnState.CLOSED),
+    (ConnState.ACTIVE, ConnState.CLOSED, ConnState.HANDED_OVER),
     (ConnState.IDLE, ConnState.HIJACKED, ConnState.CLOSED),
-    (ConnState.ACTIVE, ConnState.CLOSED),
+    (ConnState.ACTIVE, ConnState.CLOSED, ConnState.HANDED_OVER),
+    (),
     (),
     (),
 )

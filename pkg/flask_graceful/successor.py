@@ -1,30 +1,33 @@
-"""The process that takes over: started by the old one, seen from both sides.
+"""The process that takes over, as the old one sees it.
 
-Owns the child process and its end of the channel (`Successor`), and what a process that is itself
-a successor receives (`inherit_listeners`).
+Owns the child process, this process's end of the channel to it, and what it prints until it is
+ready.
 
 Rules: never a fork of a threaded process, always a new program: the same command, started anew.
-Its death is learnt from the channel, which the kernel closes.
+Command, directory and links in their paths are resolved anew each time. Its death is learnt from
+the channel, which the kernel closes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import typing as t
 
-from .handover import VARIABLE, Channel, HandoverError
-from .listeners import Listener
+from .channel import VARIABLE, Channel, ChannelError
+from .handover import Parcel, Sender
+from .output import Boot
+
+if t.TYPE_CHECKING:
+    from .listeners import Listener
 
 log = logging.getLogger("flask_graceful")
 
-# How long a successor waits for its listeners; they are on their way before it starts.
-INHERIT_TIME = 10.0
 # How long a process may take from the end of its channel to its own.
 END_TIME = 1.0
 
@@ -44,46 +47,130 @@ def _start_directory() -> str:
 _directory = _start_directory()
 
 
-class Successor:
-    """The process that is to take over: the same command, started anew."""
+def command() -> list[str]:
+    """The command of this process, for another one in the directory where it was given."""
+    words = sys.orig_argv or [sys.executable]
+    program = words[0]
+    if os.sep in program:
+        # Not sys.executable: that has the directory in it, without its links.
+        program = os.path.join(_directory, program)
+    else:
+        program = shutil.which(program) or program
+    if not os.access(program, os.X_OK):
+        program = sys.executable
+    return [program, *words[1:]]
 
-    def __init__(self, listeners: t.Sequence[Listener]) -> None:
+
+class Successor:
+    """The process that is to take over: the same command, started anew.
+
+    :param listeners: what it inherits, and goes on with as far as it still has these addresses.
+    :param files: descriptors that the application hands on, by their names.
+    :param signals: does this process act on signals?
+    :raises OSError: it can't be started.
+    """
+
+    def __init__(
+        self, listeners: t.Sequence[Listener], files: t.Mapping[str, int], signals: bool
+    ) -> None:
         self.is_ready = False
-        # The addresses that it goes on with, once it is ready.
-        self.listening: list[str] = []
+        # It tells this process to stop, and could not do it by a signal.
+        self.wants_stop = False
+        # The addresses that it goes on with, and whether their connections are plain.
+        self.listening: dict[str, bool] = {}
+        # How many processes have taken over after it.
+        self.succeeded = 0
+        # It stops by itself, and nobody is to take its place.
+        self.is_leaving = False
+        # What it could not take.
+        self.refused: list[Parcel] = []
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
+        self.sender = Sender(self.channel)
+        self._boot = Boot()
         try:
             # Sent before anybody is there to receive it: whatever happens to this process from
             # now on, the listening sockets outlive it.
-            self.channel.send(
-                {"listeners": [listener.requested for listener in listeners]},
-                [listener.fileno() for listener in listeners],
-            )
-            fd = theirs.fileno()
-            environ = {**os.environ, "PWD": _directory, VARIABLE: f"{os.getpid()}:{fd}"}
-            command = [sys.executable, *sys.orig_argv[1:]]
-            self._process = subprocess.Popen(command, cwd=_directory, env=environ, pass_fds=[fd])
+            self._bequeath(listeners, files, signals)
+            self._process = self._spawn(theirs.fileno())
         except BaseException:
             self.channel.close()
+            self._boot.close()
             raise
         finally:
             theirs.close()
+            self._boot.started()
         self.pid = self._process.pid
+
+    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
+        environ = {**os.environ, "PWD": _directory, VARIABLE: f"{os.getpid()}:{fd}"}
+        stdout, stderr = self._boot.writer_for(1), self._boot.writer_for(2)
+        return subprocess.Popen(
+            command(), cwd=_directory, env=environ, pass_fds=[fd], stdout=stdout, stderr=stderr
+        )
+
+    def _bequeath(
+        self, listeners: t.Sequence[Listener], files: t.Mapping[str, int], signals: bool
+    ) -> None:
+        streams = [fd for tap in self._boot.taps for fd in (tap.targets[0], tap.reader)]
+        self.channel.send(
+            {
+                "listeners": [[one.requested, one.is_ours] for one in listeners],
+                "files": list(files),
+                "streams": [list(tap.targets) for tap in self._boot.taps],
+                "signals": signals,
+            },
+            [*(listener.fileno() for listener in listeners), *files.values(), *streams],
+        )
+
+    def pipes(self) -> list[int]:
+        """What can be read when the successor has printed something."""
+        return [tap.reader for tap in self._boot.taps]
+
+    def copy_output(self) -> None:
+        """Pass on what it has printed."""
+        self._boot.copy()
+
+    def close_output(self) -> list[str]:
+        """Its boot is over, in one way or the other: the last lines that it has printed, unless
+        they stand on the same terminal already."""
+        self._boot.copy()
+        self._boot.close()
+        return [] if self._boot.is_seen else self._boot.last_lines()
 
     def listen(self) -> bool:
         """Take in what it says; False when it is gone."""
+        is_open = True
         try:
-            is_open = self.channel.fill()
-            while (record := self.channel.next()) is not None:
-                if record.data.get("ready"):
-                    self.is_ready = True
-                    self.listening = record.data["listeners"]
-        except HandoverError as error:
+            while is_open and (has_more := self.channel.fill()) is not None:
+                is_open = has_more
+                while (record := self.channel.next()) is not None:
+                    self._note(record.data)
+            self.push()
+        except ChannelError as error:
             log.error("%d Successor %d: %s", os.getpid(), self.pid, error)
             self.kill()
             return False
         return is_open
+
+    def _note(self, data: dict[str, t.Any]) -> None:
+        if "ready" in data:
+            self.is_ready = True
+            self.listening = data["ready"]
+        elif "receipt" in data:
+            self.refused += self.sender.on_receipt(data)
+        self.wants_stop = self.wants_stop or "stop" in data
+        self.succeeded = data.get("succeeded", self.succeeded)
+        self.is_leaving = self.is_leaving or "leaving" in data
+
+    def push(self) -> None:
+        """Send what can be sent."""
+        try:
+            self.channel.flush()
+            self.sender.push()
+        except OSError:
+            # It is gone, which is noticed where its channel is read.
+            pass
 
     def signal(self, signum: int) -> None:
         self._process.send_signal(signum)
@@ -116,18 +203,3 @@ class Successor:
         if status < 0:
             return f"was killed by {signal.Signals(-status).name}"
         return f"exited with status {status}"
-
-
-def inherit_listeners(channel: Channel) -> dict[str, Listener]:
-    """The listeners that the old process sends, by the address that was asked for."""
-    try:
-        record = channel.receive(time.monotonic() + INHERIT_TIME)
-    except (TimeoutError, HandoverError) as error:
-        raise RuntimeError(f"can't inherit the listeners: {error}") from error
-    if record is None:
-        return {}
-    names = record.data["listeners"]
-    return {
-        name: Listener(socket.socket(fileno=fd), name, is_inherited=True)
-        for name, fd in zip(names, record.fds, strict=True)
-    }

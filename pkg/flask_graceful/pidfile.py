@@ -1,0 +1,54 @@
+"""The file that tells which process serves.
+
+Owns its path. It is written when the process is ready, in one step, and removed at the end only
+while it still names this process: a successor has written its own number by then.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+
+class PidFileError(OSError):
+    """The file can't be written; the message names it."""
+
+    def __str__(self) -> str:
+        return self.strerror or ""
+
+
+class PidFile:
+    """:param path: relative to the directory of this moment."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+
+    def write(self) -> None:
+        """Put this process's id into the file.
+
+        :raises PidFileError: the system refuses.
+        """
+        temporary = ""
+        try:
+            fd, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".pid-")
+            with open(fd, "w", encoding="ascii") as file:
+                file.write(f"{os.getpid()}\n")
+            # Whoever is to signal the process may not be the one who started it.
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            if temporary and os.path.exists(temporary):
+                os.unlink(temporary)
+            reason = (error.strerror or str(error)).lower()
+            raise PidFileError(error.errno, f"pid file {self._path}: {reason}") from error
+
+    def remove(self) -> None:
+        """Remove the file, if it is this process's."""
+        try:
+            with open(self._path, encoding="ascii") as file:
+                is_ours = file.read().strip() == str(os.getpid())
+            if is_ours:
+                os.unlink(self._path)
+        except (OSError, ValueError):
+            # Gone, or somebody else's.
+            pass

@@ -1,0 +1,112 @@
+"""A server that gives way to another process, and can come back.
+
+Owns the way from serving to having nothing left when a successor serves the same listeners, and
+the way back when that one dies.
+
+Strategy: relief is no shutdown. Nobody is accepted, but the listeners stay; connections say that
+they go on, and go to the successor. What can't go (TLS, connections that the application has taken
+over, those of an address that the successor has not) is treated as in a stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import typing as t
+
+from .server import Server
+
+log = logging.getLogger("flask_graceful")
+
+# How many requests a report names.
+MOST_REPORTED = 10
+
+
+class ReliefServer(Server):
+    """A `Server` as the life of a process sees it. The methods are the loop's thread's."""
+
+    def lame_duck(self) -> None:
+        """Begin to shut down: idle connections stay, and may send one more request."""
+        self._begin_shutdown(drain_queues=True)
+        self._run_shutdown_hooks()
+
+    def relieve(self, listening: t.Mapping[str, bool]) -> None:
+        """Accept no more, and let connections go to a successor.
+
+        :param listening: the listeners that it goes on with, and whether they are plain.
+        """
+        with self._lock:
+            was_keeping = self.keeps_alive
+            self.is_stopping = True
+            self.keeps_alive = False
+            acceptors = list(self._acceptors)
+        self._left_to_others = frozenset(listening)
+        plain = {one.listener.requested for one in acceptors if one.is_plain}
+        if was_keeping:
+            self.moving = frozenset(name for name in plain if listening.get(name))
+        for acceptor in acceptors:
+            if acceptor.listener.requested in listening:
+                acceptor.rest()
+            else:
+                # Its address is given up.
+                acceptor.stop(drain_queue=True)
+        self.shutdown_event.set()
+        self._run_shutdown_hooks()
+        for connection in self.connections():
+            if connection.origin in self.moving:
+                connection.retire()
+
+    def stop_moving(self, is_over: bool) -> None:
+        """No successor takes connections any more.
+
+        :param is_over: nobody accepts any more; else another process does.
+        """
+        self.moving = frozenset()
+        for acceptor in list(self._acceptors):
+            acceptor.stop(drain_queue=is_over, unlink=False)
+
+    def end_relief(self) -> None:
+        """Nothing is left to be done: leave the listeners to the successor."""
+        for acceptor in list(self._acceptors):
+            acceptor.stop(drain_queue=False, unlink=False)
+
+    def resume(self) -> None:
+        """Serve as before the relief."""
+        self.moving = self._left_to_others = frozenset()
+        self.closes_idle = False
+        self.shutdown_event.clear()
+        with self._lock:
+            self.is_stopping = False
+            self.keeps_alive = True
+            acceptors = list(self._acceptors)
+        for acceptor in acceptors:
+            acceptor.start()
+
+    @property
+    def has_drained(self) -> bool:
+        """Is it shut down, with nothing left?"""
+        return self._drained.is_set()
+
+    def report(self, what: str) -> None:
+        """Log what is waited for, or cut."""
+        pid = os.getpid()
+        busy = [*self._roster.open(), *self._roster.taken()]
+        running = [(one, found) for one in busy if (found := one.running()) is not None]
+        running.sort(key=lambda pair: -pair[1][1])
+        for connection, (request, age) in running[:MOST_REPORTED]:
+            log.warning(
+                "%d %s: %s %s of %s after %.1f seconds", pid, what, request.method,
+                ascii(request.path)[1:-1], connection.peer_name(), age,
+            )  # fmt: skip
+        if len(running) > MOST_REPORTED:
+            log.warning("%d %s: %d more requests", pid, what, len(running) - MOST_REPORTED)
+        if self.tracked:
+            log.warning("%d %s: %d tracked pieces of work", pid, what, self.tracked)
+
+    def is_moving(self) -> bool:
+        """Are connections on their way to another process? From any thread."""
+        raise NotImplementedError
+
+    def is_empty(self) -> bool:
+        # As endless, and unlike Go, it waits for connections that were taken over (row E10).
+        return super().is_empty() and not self._roster.taken() and not self.is_moving()

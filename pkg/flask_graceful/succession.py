@@ -1,0 +1,225 @@
+"""From one process to the next: restarts, and the connections that move.
+
+Owns the successor while this process lives: its boot, its word that it is ready, what it is sent,
+and what follows from its death.
+
+Strategy: `restart` starts a successor. When it is ready and this process is told to stop, `life`
+has the servers give their connections here; they wait until the loop's thread takes them to the
+successor. Whatever ends this early ends as if it had not begun: who asked is told why, and what
+was not delivered comes back.
+
+Rules: one boots at a time, and a restart asked for meanwhile is carried out afterwards, by the
+process that serves then. When a successor dies that nobody has succeeded, this process serves
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import typing as t
+from collections import deque
+
+from .channel import CAN_PASS
+from .loop import Timer
+from .successor import Successor
+
+if t.TYPE_CHECKING:
+    from .handover import Parcel
+    from .life import Life
+    from .loop import Loop
+
+log = logging.getLogger("flask_graceful")
+
+
+class Succession:
+    """The loop's thread's, but for `hand_over`."""
+
+    def __init__(self, life: Life, loop: Loop) -> None:
+        self._life = life
+        self._loop = loop
+        self.successor: Successor | None = None
+        # The service is over, or nobody is left who could go on with connections.
+        self.is_past = False
+        # How many processes have taken over since the successor did.
+        self.generations = 0
+        self._wants_restart = False
+        # Connections that leave, until the loop sees to them; and how many have left and not yet
+        # arrived, or come back.
+        self._departing: deque[Parcel] = deque()
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._boot_timer = Timer(self._on_boot_timeout)
+
+    @property
+    def has_relief(self) -> bool:
+        """Is there a successor that serves?"""
+        one = self.successor
+        return one is not None and one.is_ready and not one.is_leaving
+
+    @property
+    def is_busy(self) -> bool:
+        """Are connections on their way? From any thread."""
+        return self._under_way > 0
+
+    def hand_over(self, parcel: Parcel) -> None:
+        """Take a connection to the successor. From any thread."""
+        self._count(1)
+        self._departing.append(parcel)
+        self._loop.post(self.see_off)
+
+    def see_off(self) -> None:
+        """Send what waits here; without a successor it comes back."""
+        successor = self.successor
+        while self._departing:
+            parcel = self._departing.popleft()
+            if successor is None or self.is_past:
+                self._take_back([parcel])
+            else:
+                successor.sender.put(parcel)
+        if successor is not None:
+            successor.push()
+            self._loop.rearm(successor.channel)
+
+    def _take_back(self, parcels: list[Parcel]) -> None:
+        """Go on with connections that could not leave."""
+        for parcel in parcels:
+            self._life.adopt(parcel, stays=self._life.is_relieved)
+        self._count(-len(parcels))
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._under_way += change
+
+    # The boot.
+
+    def restart(self) -> None:
+        """Start a successor, or have it started when that is possible."""
+        pid = os.getpid()
+        if self.successor is not None and self.has_relief and self._life.is_relieved:
+            # This process is on its way out; who serves now is the one to restart.
+            self.successor.signal(signal.SIGHUP)
+        elif self._life.is_stopping or self._life.is_relieved:
+            log.info("%d Not restarted: the server is shutting down.", pid)
+        elif pid == 1:
+            # When it ends, the system ends every other process, the successor too.
+            log.error("1 Not restarted: as pid 1 this process can't hand over to another one.")
+        elif not CAN_PASS:
+            log.error(
+                "%d Not restarted: listening sockets can't be handed to another process on this "
+                "system; a restart needs Unix.", pid,
+            )  # fmt: skip
+        elif self.successor is not None:
+            log.info("%d A restart is under way; another one follows it.", pid)
+            self._wants_restart = True
+        else:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        self._wants_restart = False
+        if not self._life.may_restart():
+            return
+        try:
+            self.successor = self._life.make_successor()
+        except OSError as error:
+            log.error("%d Restart failed: can't start the successor: %s", os.getpid(), error)
+            return
+        for pipe in self.successor.pipes():
+            self._loop.watch(pipe, self.successor.copy_output)
+        self._loop.watch_channel(self.successor.channel, self.listen)
+        self._loop.set(self._boot_timer, self._life.settings.boot_timeout)
+
+    def _on_boot_timeout(self) -> None:
+        successor = self.successor
+        if successor is not None and not successor.is_ready:
+            log.error(
+                "%d Successor %d was not ready after %g seconds; killing it.",
+                os.getpid(), successor.pid, self._life.settings.boot_timeout,
+            )  # fmt: skip
+            successor.kill()
+
+    def _end_boot(self, successor: Successor) -> list[str]:
+        self._loop.cancel(self._boot_timer)
+        for pipe in successor.pipes():
+            self._loop.unwatch(pipe)
+        return successor.close_output()
+
+    # What the successor says.
+
+    def listen(self) -> None:
+        """The successor has said something, or is gone."""
+        successor = self.successor
+        if successor is None:
+            return
+        was_ready = successor.is_ready
+        is_alive = successor.listen()
+        if successor.is_ready and not was_ready:
+            self._end_boot(successor)
+            if self._wants_restart:
+                self._wants_restart = False
+                successor.signal(signal.SIGHUP)
+        self._heed(successor)
+        if self.successor is successor:
+            if is_alive:
+                self._loop.rearm(successor.channel)
+            else:
+                self._lose(successor)
+        self._life.look()
+
+    def _heed(self, successor: Successor) -> None:
+        """See to what the successor could not take, wants, and tells of its own end."""
+        self._count(-successor.sender.take_delivered())
+        refused, successor.refused = successor.refused, []
+        self._take_back(refused)
+        if successor.wants_stop:
+            successor.wants_stop = False
+            self._life.stop()
+        if successor.is_leaving and self._life.is_relieved and not self.is_past:
+            self.is_past = True
+            self._life.end_succession(is_over=True)
+            self._take_back(successor.sender.take_back_waiting())
+        elif successor.succeeded > self.generations:
+            self.generations = successor.succeeded
+            self._life.grow_older(self.generations)
+
+    def _lose(self, successor: Successor) -> None:
+        """The successor is gone."""
+        self._loop.unwatch(successor.channel.fileno())
+        self.successor = None
+        pid, new = os.getpid(), successor.pid
+        returned = successor.sender.take_back()
+        if not successor.is_ready:
+            lines = self._end_boot(successor)
+            log.error(
+                "%d Restart failed: successor %d %s; this process goes on serving.%s",
+                pid, new, successor.reap(), _quoted(lines),
+            )  # fmt: skip
+        elif self.is_past or self.generations:
+            # It took over, and has been replaced or stopped since.
+            if not self.is_past:
+                self.is_past = True
+                self._life.end_succession(is_over=False)
+        else:
+            self._life.resume()
+        self._take_back(returned)
+        if successor.is_ready:
+            how = successor.reap()
+            if self.is_past:
+                log.info("%d Successor %d %s.", pid, new, how)
+            else:
+                log.error("%d Successor %d %s; this process serves again.", pid, new, how)
+        if self._wants_restart and not self._life.is_stopping:
+            self._spawn()
+
+    def let_go(self) -> None:
+        """This process ends."""
+        if self.successor is not None:
+            self.successor.let_go()
+            for parcel in self.successor.sender.take_back():
+                parcel.sock.close()
+
+
+def _quoted(lines: t.Sequence[str]) -> str:
+    return "".join(["\nIts last lines:"] * bool(lines) + [f"\n| {line}" for line in lines])
