@@ -70,18 +70,20 @@ class Successor:
     :raises OSError: it can't be started.
     """
 
+    # Does it serve?
+    is_ready = False
+    # It tells this process to stop, and could not do it by a signal.
+    wants_stop = False
+    # How many processes have taken over after it.
+    succeeded = 0
+    # It stops by itself, and nobody is to take its place.
+    is_leaving = False
+
     def __init__(
         self, listeners: t.Sequence[Listener], files: t.Mapping[str, int], signals: bool
     ) -> None:
-        self.is_ready = False
-        # It tells this process to stop, and could not do it by a signal.
-        self.wants_stop = False
         # The addresses that it goes on with, and whether their connections are plain.
         self.listening: dict[str, bool] = {}
-        # How many processes have taken over after it.
-        self.succeeded = 0
-        # It stops by itself, and nobody is to take its place.
-        self.is_leaving = False
         # What it could not take.
         self.refused: list[Parcel] = []
         ours, theirs = socket.socketpair()
