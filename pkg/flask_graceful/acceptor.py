@@ -127,9 +127,11 @@ class Acceptor:
             connection.restore(parcel)
             if stays:
                 connection.origin = ""
+                grace = time.monotonic() + self._server.settings.idle_grace
+                connection.deadline = min(connection.deadline, grace)
             self._server._add_connection(connection)
-            if parcel.data or self._server.is_stopping:
-                # No edge tells of bytes that were received elsewhere.
+            if parcel.data or connection.origin in self._server.moving:
+                # No edge tells of bytes that were received elsewhere, or that it is to go on.
                 self._server.crew.post(connection)
 
     def wait(self) -> t.NoReturn:

@@ -16,7 +16,7 @@ import time
 from .activation import ActivationError, claim_variables, sockets
 from .channel import Channel, ChannelError, claim_channel
 from .listeners import Listener, ListenError
-from .output import Streams
+from .output import Streams, print_at_once
 
 # How long a successor waits for what it inherits; that is on its way before it starts.
 INHERIT_TIME = 10.0
@@ -47,6 +47,9 @@ class Inheritance:
         if record is None:
             return
         data, fds = record.data, iter(record.fds)
+        expected = len(data["listeners"]) + len(data["files"]) + 2 * len(data["streams"])
+        if len(record.fds) < expected:
+            raise RuntimeError("can't inherit the listeners: too many open files")
         for name, is_ours in data["listeners"]:
             sock = socket.socket(fileno=next(fds))
             self.listeners.append(Listener(sock, name, inherited_as=name, is_ours=is_ours))
@@ -73,6 +76,9 @@ class Inheritance:
 _parent = claim_channel(os.environ)
 _variables = claim_variables(os.environ)
 _has_parent = _parent is not None
+if _has_parent:
+    # Standard output is a pipe as long as the process boots.
+    print_at_once(True)
 _inheritance: Inheritance | None = None
 
 

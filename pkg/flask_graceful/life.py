@@ -87,7 +87,8 @@ class Life:
         self._acceptors: list[Acceptor] = []
         # The old process, as long as it lives; this process is its successor.
         self._predecessor: Predecessor | None = None
-        self._stop_signals = 0
+        # Has a process that gives way been told to stop besides?
+        self._was_told = False
         self._hammer_time = self.settings.hammer_time
         self._pid_file = PidFile(self.settings.pid_file) if self.settings.pid_file else None
         self._delay_timer = Timer(self._shut_down)
@@ -155,10 +156,8 @@ class Life:
         return next((one.error for one in self._acceptors if one.has_failed()), None)
 
     def _clean_up(self) -> None:
-        was_relieved, self.state = self.is_relieved, State.TERMINATED
+        self.state = State.TERMINATED
         if self._predecessor is not None:
-            if not was_relieved:
-                self._predecessor.tell_leaving()
             self._predecessor.close()
         self._succession.let_go()
         for server in self._servers:
@@ -182,7 +181,7 @@ class Life:
             for server, some in zip(self._servers, own, strict=True):
                 server.run_before_begin(some, old)
             for server, some in zip(self._servers, own, strict=True):
-                self._acceptors += server.begin(some)
+                self._acceptors += server.take_on_all(some)
             if self._pid_file is not None:
                 self._pid_file.write()
         except BaseException:
@@ -195,6 +194,10 @@ class Life:
             self._relieve_predecessor(inherited)
         if self._predecessor is None:
             self._forget_parent()
+        # Not before the old process knows: one that is told to stop meanwhile ends this one too,
+        # which then holds no request.
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     def _restore_output(self, inherited: Inheritance) -> None:
         """Print where the old process prints, and pass on what others still print to it."""
@@ -215,7 +218,7 @@ class Life:
     def _relieve_predecessor(self, inherited: Inheritance) -> None:
         """This process serves: tell the old one, and take its connections."""
         assert inherited.parent is not None
-        predecessor = Predecessor(*inherited.parent, self.adopt)
+        predecessor = Predecessor(*inherited.parent, self.adopt, self.restart)
         listening = {
             one.listener.inherited_as: one.is_plain
             for one in self._acceptors
@@ -282,6 +285,8 @@ class Life:
         elif signum == _USR2:
             if self.is_relieved or self.state is State.SHUTTING_DOWN:
                 self._hammer()
+        elif signum == signal.SIGTERM and self._succession.claims_signal():
+            self.give_way()
         elif signum in (signal.SIGINT, signal.SIGTERM):
             self.stop()
 
@@ -289,7 +294,7 @@ class Life:
 
     def restart(self) -> None:
         """As a signal would."""
-        log.info("%d Restarting. forking.", os.getpid())
+        log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart()
 
     def may_restart(self) -> bool:
@@ -305,8 +310,11 @@ class Life:
         files = {name: fd for server in self._servers for name, fd in server.files.items()}
         return Successor(listeners, files, self._first.handles_signals)
 
-    def _relieve(self) -> None:
-        """A successor serves: accept no more, and let the connections go to it."""
+    def give_way(self) -> None:
+        """A successor asks for it, and may have died since: accept no more, and let connections
+        go to it."""
+        if self.state is not State.RUNNING or not self._succession.has_relief:
+            return
         self.state = State.RELIEVED
         successor = self._succession.successor
         assert successor is not None
@@ -338,11 +346,12 @@ class Life:
             self._predecessor.tell_leaving()
         for server in self._servers:
             server.stop_moving(is_over)
+        self._loop.set(self._grace_timer, self.settings.idle_grace)
 
     def resume(self) -> None:
         """The successor has died: serve again."""
         if self.is_relieved:
-            self._stop_signals = 0
+            self._was_told = False
             for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
                 self._loop.cancel(timer)
             self.state = State.RUNNING
@@ -361,28 +370,22 @@ class Life:
         self.stop()
 
     def stop(self) -> None:
-        """As a signal would: give way to a successor that is ready, else stop serving; a further
-        call skips what is waited for."""
-        # The successor's word may still lie in the channel: it sends the signal right after it.
-        self._succession.listen()
+        """As a signal would: stop serving. A further call skips what is waited for; where a
+        successor serves, the first one changes nothing, since this process is about to end."""
         if self.state is State.RUNNING:
-            if self._succession.has_relief:
-                self._stop_signals = 0
-                self._relieve()
-            elif all(server.may_stop() for server in self._servers):
+            if all(server.may_stop() for server in self._servers):
                 self._begin_stop()
-            return
-        self._stop_signals += 1
-        if self.state is State.DELAYING:
+        elif self.state is State.DELAYING:
             self._loop.cancel(self._delay_timer)
             self._shut_down()
-        elif self._stop_signals > int(self._succession.has_relief):
-            # The successor sends one SIGTERM; what goes beyond is somebody in a hurry.
+        elif self.is_relieved and not self._was_told:
+            self._was_told = True
+        else:
             self._hammer()
 
     def _begin_stop(self) -> None:
         successor = self._succession.successor
-        if successor is not None:
+        if successor is not None and not successor.is_ready:
             log.info("%d Stopping successor %d too.", os.getpid(), successor.pid)
             successor.signal(signal.SIGTERM)
         delay = self.settings.shutdown_delay

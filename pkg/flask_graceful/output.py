@@ -117,9 +117,8 @@ class Streams:
         for targets, real in zip(self._targets, self._real, strict=True):
             for target in targets:
                 os.dup2(real, target)
-        if self._targets and os.isatty(1) and hasattr(sys.stdout, "reconfigure"):
-            # It was opened as a pipe, whose lines wait for company.
-            sys.stdout.reconfigure(line_buffering=True)
+        if self._targets:
+            print_at_once(os.isatty(1))
 
     def copy(self, reader: int) -> bytes | None:
         """Pass on what other programs still print into a pipe; b"" when there are none left:
@@ -135,6 +134,13 @@ class Streams:
     def close(self) -> None:
         for reader in list(self.readers):
             self.forget(reader)
+
+
+def print_at_once(is_on: bool) -> None:
+    """Should each line of standard output leave at once, as on a terminal? Into a file or a pipe,
+    lines wait for company; those of a process that is killed are lost then."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=is_on)
 
 
 def copy(reader: int, target: int) -> bytes | None:

@@ -14,19 +14,28 @@ import os
 import signal
 import typing as t
 
-from .channel import Channel, ChannelError
+from .channel import Channel, ChannelError, Record
 from .handover import Parcel, receipt, unpack
 
 log = logging.getLogger("flask_graceful")
 
 
 class Predecessor:
-    """:param adopt: takes each connection that arrives."""
+    """:param adopt: takes each connection that arrives.
+    :param restart: called when the old process was asked for a restart.
+    """
 
-    def __init__(self, channel: Channel, pid: int, adopt: t.Callable[[Parcel], object]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        pid: int,
+        adopt: t.Callable[[Parcel], object],
+        restart: t.Callable[[], object],
+    ) -> None:
         self.channel = channel
         self.pid = pid
         self._adopt = adopt
+        self._restart = restart
 
     def announce(self, listening: dict[str, bool], signals: bool) -> bool:
         """Say that this process serves, and have the old one stop, with a SIGTERM as in endless.
@@ -39,7 +48,7 @@ class Predecessor:
             self.channel.send({"ready": listening})
             # Another parent than before is somebody else.
             if not signals or self.pid != os.getppid() or not self._send_sigterm():
-                self.channel.send({"stop": True})
+                self.channel.send({"give_way": True})
         except OSError:
             return False
         return True
@@ -59,15 +68,21 @@ class Predecessor:
             while is_open and (has_more := self.channel.fill()) is not None:
                 is_open = has_more
                 while (record := self.channel.next()) is not None:
-                    # First: from now on the connections are nobody else's.
-                    self._say(receipt(record))
-                    for parcel in unpack(record):
-                        self._adopt(parcel)
+                    self._heed(record)
             self._flush()
         except ChannelError as error:
             log.error("%d Old process %d: %s", os.getpid(), self.pid, error)
             return False
         return is_open
+
+    def _heed(self, record: Record) -> None:
+        if "restart" in record.data:
+            self._restart()
+            return
+        # First: from now on the connections are nobody else's.
+        self._say(receipt(record))
+        for parcel in unpack(record):
+            self._adopt(parcel)
 
     def tell_succeeded(self, count: int) -> None:
         """So many processes have taken over since: there is no way back for the old one."""

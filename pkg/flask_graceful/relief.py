@@ -25,6 +25,9 @@ MOST_REPORTED = 10
 class ReliefServer(Server):
     """A `Server` as the life of a process sees it. The methods are the loop's thread's."""
 
+    # Were keep-alives on before the relief?
+    _kept_alive = True
+
     def lame_duck(self) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""
         self._begin_shutdown(drain_queues=True)
@@ -36,14 +39,15 @@ class ReliefServer(Server):
         :param listening: the listeners that it goes on with, and whether they are plain.
         """
         with self._lock:
-            was_keeping = self.keeps_alive
+            acceptors = list(self._acceptors)
+            self._left_to_others = frozenset(listening)
+            plain = {one.listener.requested for one in acceptors if one.is_plain}
+            self._kept_alive = self.keeps_alive
+            if self.keeps_alive:
+                # First: no response may say that its connection ends.
+                self.moving = frozenset(name for name in plain if listening.get(name))
             self.is_stopping = True
             self.keeps_alive = False
-            acceptors = list(self._acceptors)
-        self._left_to_others = frozenset(listening)
-        plain = {one.listener.requested for one in acceptors if one.is_plain}
-        if was_keeping:
-            self.moving = frozenset(name for name in plain if listening.get(name))
         for acceptor in acceptors:
             if acceptor.listener.requested in listening:
                 acceptor.rest()
@@ -62,6 +66,8 @@ class ReliefServer(Server):
         :param is_over: nobody accepts any more; else another process does.
         """
         self.moving = frozenset()
+        # What comes back has its time to ask once more.
+        self.closes_idle = False
         for acceptor in list(self._acceptors):
             acceptor.stop(drain_queue=is_over, unlink=False)
 
@@ -72,12 +78,12 @@ class ReliefServer(Server):
 
     def resume(self) -> None:
         """Serve as before the relief."""
-        self.moving = self._left_to_others = frozenset()
-        self.closes_idle = False
         self.shutdown_event.clear()
         with self._lock:
+            self.closes_idle = not self._kept_alive
+            self.keeps_alive = self._kept_alive
             self.is_stopping = False
-            self.keeps_alive = True
+            self.moving = self._left_to_others = frozenset()
             acceptors = list(self._acceptors)
         for acceptor in acceptors:
             acceptor.start()

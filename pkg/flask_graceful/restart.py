@@ -284,9 +284,9 @@ class GracefulServer(ReliefServer):
                 "%d Graceful handoff of %s with new pid %d and old pid %d", pid, where, pid, old
             )
 
-    def begin(self, listeners: t.Sequence[Listener]) -> list[Acceptor]:
-        """Accept connections."""
-        return [self._start(listener, credentials=self._serves_with) for listener in listeners]
+    def take_on_all(self, listeners: t.Sequence[Listener]) -> list[Acceptor]:
+        """Have everything ready to accept connections."""
+        return [self._take_on(one, credentials=self._serves_with) for one in listeners]
 
     def run_signal_hooks(self, when: int, signum: int) -> None:
         self._hooks.run_signal_hooks(when, signum)
@@ -310,6 +310,13 @@ class GracefulServer(ReliefServer):
 
     def _changed(self) -> None:
         super()._changed()
+        self._tell_life()
+
+    def _finish(self) -> None:
+        super()._finish()
+        self._tell_life()
+
+    def _tell_life(self) -> None:
         if self._life is not None:
             self._life.post(self._life.look)
 

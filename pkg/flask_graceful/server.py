@@ -273,7 +273,15 @@ class Server:
         given: object = None,
         credentials: Credentials | None = None,
     ) -> Acceptor:
-        """Begin to serve a listener, which is closed when that can't be.
+        """Begin to serve a listener, which is closed when that can't be."""
+        acceptor = self._take_on(listener, given, credentials)
+        acceptor.start()
+        return acceptor
+
+    def _take_on(
+        self, listener: Listener, given: object = None, credentials: Credentials | None = None
+    ) -> Acceptor:
+        """Have everything ready to serve a listener.
 
         :param given: the listener as the user gave it; None: the same.
         :param credentials: what TLS is served with; None: plain HTTP.
@@ -290,7 +298,6 @@ class Server:
             listener.close()
             raise
         self.crew.start()
-        acceptor.start()
         return acceptor
 
     def _begin_shutdown(self, drain_queues: bool) -> None:
@@ -340,7 +347,7 @@ class Server:
         with self._lock:
             is_over = self.is_stopping and not self._acceptors
         # No acceptor is left that would add another one.
-        if is_over and self.is_empty():
+        if is_over and not self._drained.is_set() and self.is_empty():
             self._finish()
 
     def is_empty(self) -> bool:

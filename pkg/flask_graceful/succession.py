@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
+import time
 import typing as t
 from collections import deque
 
 from .channel import CAN_PASS
 from .loop import Timer
+from .poller import NEVER
 from .successor import Successor
 
 if t.TYPE_CHECKING:
@@ -32,6 +33,9 @@ if t.TYPE_CHECKING:
     from .loop import Loop
 
 log = logging.getLogger("flask_graceful")
+
+# How long a signal may be on its way when its sender has died, in seconds.
+SIGNAL_TIME = 1.0
 
 
 class Succession:
@@ -51,6 +55,8 @@ class Succession:
         self._departing: deque[Parcel] = deque()
         self._lock = threading.Lock()
         self._under_way = 0
+        # Until when a SIGTERM is the successor's.
+        self._claims_until = 0.0
         self._boot_timer = Timer(self._on_boot_timeout)
 
     @property
@@ -93,6 +99,16 @@ class Succession:
         with self._lock:
             self._under_way += change
 
+    def claims_signal(self) -> bool:
+        """Is the SIGTERM that has come the one that the successor sends when it serves? Once.
+
+        It may have died since, and its signal is not to stop this process.
+        """
+        # Its word may still lie in the channel: it sends the signal right after it.
+        self.listen()
+        until, self._claims_until = self._claims_until, 0.0
+        return time.monotonic() < until
+
     # The boot.
 
     def restart(self) -> None:
@@ -100,7 +116,7 @@ class Succession:
         pid = os.getpid()
         if self.successor is not None and self.has_relief and self._life.is_relieved:
             # This process is on its way out; who serves now is the one to restart.
-            self.successor.signal(signal.SIGHUP)
+            self.successor.restart()
         elif self._life.is_stopping or self._life.is_relieved:
             log.info("%d Not restarted: the server is shutting down.", pid)
         elif pid == 1:
@@ -157,9 +173,10 @@ class Succession:
         is_alive = successor.listen()
         if successor.is_ready and not was_ready:
             self._end_boot(successor)
+            self._claims_until = NEVER
             if self._wants_restart:
                 self._wants_restart = False
-                successor.signal(signal.SIGHUP)
+                successor.restart()
         self._heed(successor)
         if self.successor is successor:
             if is_alive:
@@ -173,9 +190,10 @@ class Succession:
         self._count(-successor.sender.take_delivered())
         refused, successor.refused = successor.refused, []
         self._take_back(refused)
-        if successor.wants_stop:
-            successor.wants_stop = False
-            self._life.stop()
+        if successor.asks:
+            successor.asks = False
+            self._claims_until = 0.0
+            self._life.give_way()
         if successor.is_leaving and self._life.is_relieved and not self.is_past:
             self.is_past = True
             self._life.end_succession(is_over=True)
@@ -189,6 +207,8 @@ class Succession:
         self._loop.unwatch(successor.channel.fileno())
         self.successor = None
         pid, new = os.getpid(), successor.pid
+        if self._claims_until == NEVER:
+            self._claims_until = time.monotonic() + SIGNAL_TIME
         returned = successor.sender.take_back()
         if not successor.is_ready:
             lines = self._end_boot(successor)
@@ -206,7 +226,7 @@ class Succession:
         self._take_back(returned)
         if successor.is_ready:
             how = successor.reap()
-            if self.is_past:
+            if self.is_past or self._life.is_stopping:
                 log.info("%d Successor %d %s.", pid, new, how)
             else:
                 log.error("%d Successor %d %s; this process serves again.", pid, new, how)

@@ -72,8 +72,8 @@ class Successor:
 
     # Does it serve?
     is_ready = False
-    # It tells this process to stop, and could not do it by a signal.
-    wants_stop = False
+    # It asks this process to give way, and could not do it by a signal.
+    asks = False
     # How many processes have taken over after it.
     succeeded = 0
     # It stops by itself, and nobody is to take its place.
@@ -161,7 +161,7 @@ class Successor:
             self.listening = data["ready"]
         elif "receipt" in data:
             self.refused += self.sender.on_receipt(data)
-        self.wants_stop = self.wants_stop or "stop" in data
+        self.asks = self.asks or "give_way" in data
         self.succeeded = data.get("succeeded", self.succeeded)
         self.is_leaving = self.is_leaving or "leaving" in data
 
@@ -172,6 +172,14 @@ class Successor:
             self.sender.push()
         except OSError:
             # It is gone, which is noticed where its channel is read.
+            pass
+
+    def restart(self) -> None:
+        """Have it do what this process was asked to do."""
+        try:
+            self.channel.send({"restart": True})
+        except OSError:
+            # As above.
             pass
 
     def signal(self, signum: int) -> None:
