@@ -13,12 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
-    ["holder", "listeners", "activation", "poller", "meter", "tls", "ranges", "channel"],
+    ["holder", "sockfile", "listeners", "activation"],
+    ["poller", "meter", "tls", "ranges", "channel"],
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],
     ["work", "roster", "server", "relief"],
-    ["loop", "output", "pidfile", "inheritance", "predecessor", "successor", "succession"],
-    ["life", "hooks", "restart"],
+    ["loop", "output", "pidfile", "inheritance", "heirlooms"],
+    ["predecessor", "successor", "succession"],
+    ["hooks", "life", "restart"],
     ["loader", "cli", "__main__"],
     ["__init__"],
 ]

@@ -6,13 +6,14 @@ restarts it and SIGTERM stops it, and no request is lost.
 
 from .connection import Connection as Connection
 from .connection import ConnState as ConnState
+from .hooks import POST_SIGNAL as POST_SIGNAL
+from .hooks import PRE_SIGNAL as PRE_SIGNAL
 from .inheritance import has_parent as has_parent
-from .life import POST_SIGNAL as POST_SIGNAL
-from .life import PRE_SIGNAL as PRE_SIGNAL
 from .life import State as State
 from .listeners import ListenError as ListenError
 from .pidfile import PidFileError as PidFileError
 from .restart import GracefulServer as GracefulServer
+from .restart import RestartError as RestartError
 from .restart import run as run
 from .restart import serve as serve
 from .server import Server as Server

@@ -47,9 +47,11 @@ def _socket_of(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         raise ActivationError(f"error inheriting socket fd {fd}: {error.strerror}") from error
-    sock.set_inheritable(False)
     if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
         socket.SOL_SOCKET, socket.SO_ACCEPTCONN
     ):
+        # It may be anybody's.
+        sock.detach()
         raise ActivationError(f"error inheriting socket fd {fd}: it is no listening stream socket")
+    sock.set_inheritable(False)
     return sock

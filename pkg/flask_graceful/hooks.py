@@ -11,14 +11,29 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import typing as t
 
-from .life import POST_SIGNAL, PRE_SIGNAL, SIGNALS
+from .settings import checked_function
 
 log = logging.getLogger("flask_graceful")
 
+PRE_SIGNAL = 0
+POST_SIGNAL = 1
+
+# What endless listens to, as far as the system knows it. Signals that are not here keep their
+# meaning.
+SIGNALS = {
+    int(getattr(signal, name)): name
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM", "SIGTSTP")
+    if hasattr(signal, name)
+}
+
 Hook = t.Callable[[], object]
 BeforeBegin = t.Callable[[str], object]
+
+# Signals that end the server, and can't mean anything else.
+_ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
 class Hooks:
@@ -36,6 +51,7 @@ class Hooks:
         if when not in (PRE_SIGNAL, POST_SIGNAL):
             raise ValueError(f"hook phase {when!r}: expected PRE_SIGNAL or POST_SIGNAL")
         check_signal(signum)
+        checked_function(func, "signal hook")
         self._signals.setdefault((when, int(signum)), []).append(func)
 
     def run_signal_hooks(self, when: int, signum: int) -> None:
@@ -43,18 +59,19 @@ class Hooks:
         for func in self._signals.get((when, signum), ()):
             _call(func, f"{SIGNALS[signum]} hook")
 
-    def run_before_restart(self) -> bool:
-        """May a successor be started?"""
+    def run_before_restart(self) -> str:
+        """Why no successor may be started; empty when it may."""
         for func in self.before_restart:
             try:
                 func()
             except Exception as error:
+                reason = f"refused by before_restart hook: {error}"
                 log.error(
-                    "%d Restart refused by before_restart hook: %s; this process goes on serving.",
-                    os.getpid(), error, exc_info=error,
+                    "%d Restart %s; this process goes on serving.",
+                    os.getpid(), reason, exc_info=error,
                 )  # fmt: skip
-                return False
-        return True
+                return reason
+        return ""
 
     def run_before_shutdown(self) -> bool:
         """May the server stop? False, and only that, keeps it."""
@@ -69,11 +86,17 @@ class Hooks:
             _call(func, "shutdown_initiated hook")
 
 
-def check_signal(signum: int) -> None:
-    """:raises ValueError: the server does not handle this signal."""
-    if signum not in SIGNALS:
-        known = ", ".join(f"signal.{name}" for name in SIGNALS.values())
-        raise ValueError(f"signal {signum!r} is not supported; expected one of {known}")
+def check_signal(signum: int, what: str = "signal", known: t.Container[int] = SIGNALS) -> None:
+    """:raises ValueError: the server does not handle this signal, or not so."""
+    is_known = isinstance(signum, int) and not isinstance(signum, bool) and signum in known
+    if not is_known:
+        names = ", ".join(f"signal.{name}" for number, name in SIGNALS.items() if number in known)
+        raise ValueError(f"{what} {signum!r} is not supported; expected one of {names}")
+
+
+def check_restart_signal(signum: int) -> None:
+    """:raises ValueError: a restart can't be asked for with it."""
+    check_signal(signum, "restart_signal", SIGNALS.keys() - _ENDS)
 
 
 def _call(func: Hook, what: str) -> object:

@@ -17,6 +17,7 @@ from .activation import ActivationError, claim_variables, sockets
 from .channel import Channel, ChannelError, claim_channel
 from .listeners import Listener, ListenError
 from .output import Streams, print_at_once
+from .sockfile import SocketFile
 
 # How long a successor waits for what it inherits; that is on its way before it starts.
 INHERIT_TIME = 10.0
@@ -50,9 +51,10 @@ class Inheritance:
         expected = len(data["listeners"]) + len(data["files"]) + 2 * len(data["streams"])
         if len(record.fds) < expected:
             raise RuntimeError("can't inherit the listeners: too many open files")
-        for name, is_ours in data["listeners"]:
+        for name, is_ours, file in data["listeners"]:
             sock = socket.socket(fileno=next(fds))
-            self.listeners.append(Listener(sock, name, inherited_as=name, is_ours=is_ours))
+            there = SocketFile(*file) if file else None
+            self.listeners.append(Listener(sock, name, name, is_ours, there))
         self.files = {name: next(fds) for name in data["files"]}
         self.streams = Streams(data["streams"], list(fds))
         self.signals = data["signals"]

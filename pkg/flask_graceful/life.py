@@ -22,9 +22,10 @@ import signal
 import typing as t
 from contextlib import ExitStack
 
+from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .inheritance import take_inheritance
 from .listeners import acquire, give_up
-from .loop import Loop, Timer
+from .loop import Loop, Tell, Timer, to_nobody
 from .pidfile import PidFile
 from .poller import Signals
 from .predecessor import Predecessor
@@ -39,16 +40,6 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_graceful")
 
-PRE_SIGNAL = 0
-POST_SIGNAL = 1
-
-# What endless listens to, as far as the system knows it. Signals that are not here keep their
-# meaning.
-SIGNALS = {
-    int(getattr(signal, name)): name
-    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM", "SIGTSTP")
-    if hasattr(signal, name)
-}
 _USR2 = getattr(signal, "SIGUSR2", None)
 
 # How often a process that finishes its requests says which ones, in seconds.
@@ -69,8 +60,8 @@ class State(enum.Enum):
 
 
 class Life:
-    """From the first signal handler to the last response. The loop's thread's, but for `post` and
-    `hand_over`.
+    """From the first signal handler to the last response. The loop's thread's, but for `post`,
+    `ask` and `hand_over`.
 
     :param servers: served together; what concerns the process is as the first one has it.
     """
@@ -82,6 +73,7 @@ class Life:
         self.state = State.INIT
         self._loop = Loop()
         self.post = self._loop.post
+        self.ask = self._loop.ask
         self._succession = Succession(self, self._loop)
         self.hand_over = self._succession.hand_over
         self._acceptors: list[Acceptor] = []
@@ -90,7 +82,7 @@ class Life:
         # Has a process that gives way been told to stop besides?
         self._was_told = False
         self._hammer_time = self.settings.hammer_time
-        self._pid_file = PidFile(self.settings.pid_file) if self.settings.pid_file else None
+        self._pid_file = PidFile(self.settings.pid_file)
         self._delay_timer = Timer(self._shut_down)
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
@@ -110,8 +102,11 @@ class Life:
         """Serve until a signal, `stop` or a successor ends it.
 
         :raises OSError: accepting failed for good, or nothing was served.
+        :raises ServerClosed: a server was told to stop before.
         """
         try:
+            for server in self._servers:
+                server.enter(self)
             with ExitStack() as stack:
                 if self._first.handles_signals:
                     signals = stack.enter_context(Signals(SIGNALS))
@@ -160,12 +155,10 @@ class Life:
         if self._predecessor is not None:
             self._predecessor.close()
         self._succession.let_go()
-        for server in self._servers:
-            if self._acceptors or server._acceptors:
-                server.close()
-        if self._pid_file is not None:
-            self._pid_file.remove()
+        self._pid_file.remove()
         self._loop.close()
+        for server in self._servers:
+            server.leave(self, bool(self._acceptors))
 
     # The beginning.
 
@@ -182,8 +175,7 @@ class Life:
                 server.run_before_begin(some, old)
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
-            if self._pid_file is not None:
-                self._pid_file.write()
+            self._pid_file.write()
         except BaseException:
             give_up(listeners)
             raise
@@ -218,7 +210,7 @@ class Life:
     def _relieve_predecessor(self, inherited: Inheritance) -> None:
         """This process serves: tell the old one, and take its connections."""
         assert inherited.parent is not None
-        predecessor = Predecessor(*inherited.parent, self.adopt, self.restart)
+        predecessor = Predecessor(*inherited.parent, self.adopt, self.restart, self.stop)
         listening = {
             one.listener.inherited_as: one.is_plain
             for one in self._acceptors
@@ -281,7 +273,7 @@ class Life:
         forking = " forking." if is_restart else ""
         log.info("%d Received %s.%s", os.getpid(), SIGNALS[signum], forking)
         if is_restart:
-            self._succession.restart()
+            self._succession.restart(to_nobody)
         elif signum == _USR2:
             if self.is_relieved or self.state is State.SHUTTING_DOWN:
                 self._hammer()
@@ -292,22 +284,29 @@ class Life:
 
     # Restart.
 
-    def restart(self) -> None:
-        """As a signal would."""
-        log.info("%d Told to restart. forking.", os.getpid())
-        self._succession.restart()
+    def restart(self, tell: Tell = to_nobody) -> None:
+        """As a signal would.
 
-    def may_restart(self) -> bool:
-        """Does no hook object?"""
-        return all(server.may_restart() for server in self._servers)
+        :param tell: takes the reason when there will be no successor, "" when it is ready.
+        """
+        log.info("%d Told to restart. forking.", os.getpid())
+        self._succession.restart(tell)
+
+    def why_no_restart(self) -> str:
+        """Why a hook objects; empty when none does."""
+        reasons = (server.why_no_restart() for server in self._servers)
+        return next(filter(None, reasons), "")
 
     def make_successor(self) -> Successor:
         """Start a successor.
 
         :raises OSError: it can't be started.
         """
-        listeners = [acceptor.listener for acceptor in self._acceptors]
-        files = {name: fd for server in self._servers for name, fd in server.files.items()}
+        # One of several servers may be over.
+        listeners = [one.listener for one in self._acceptors if one.listener.fileno() >= 0]
+        files: dict[str, int] = {}
+        for server in self._servers:
+            files |= server.heirlooms.fds()
         return Successor(listeners, files, self._first.handles_signals)
 
     def give_way(self) -> None:
@@ -349,7 +348,7 @@ class Life:
         self._loop.set(self._grace_timer, self.settings.idle_grace)
 
     def resume(self) -> None:
-        """The successor has died: serve again."""
+        """The successor has died: serve again, or on."""
         if self.is_relieved:
             self._was_told = False
             for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
@@ -357,17 +356,21 @@ class Life:
             self.state = State.RUNNING
             for server in self._servers:
                 server.resume()
-        if self._pid_file is not None and self.state is State.RUNNING:
-            self._pid_file.write()
+        if self.state is State.RUNNING:
+            self._pid_file.write_again()
 
     # The end.
 
-    def stop_as_told(self, timeout: float | None) -> None:
-        """:param timeout: seconds, instead of the setting; 0: any time."""
+    def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
+        """:param timeout: seconds, instead of the setting; 0: any time.
+        :param tell: takes the reason when a hook has refused.
+        """
         if timeout is not None:
             self._hammer_time = timeout
         log.info("%d Told to stop.", os.getpid())
         self.stop()
+        if self.state is State.RUNNING:
+            tell("refused by before_shutdown hook")
 
     def stop(self) -> None:
         """As a signal would: stop serving. A further call skips what is waited for; where a
@@ -387,7 +390,7 @@ class Life:
         successor = self._succession.successor
         if successor is not None and not successor.is_ready:
             log.info("%d Stopping successor %d too.", os.getpid(), successor.pid)
-            successor.signal(signal.SIGTERM)
+            successor.stop(self._first.handles_signals)
         delay = self.settings.shutdown_delay
         if delay:
             log.info("%d Serving on for %g seconds.", os.getpid(), delay)

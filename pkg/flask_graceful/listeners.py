@@ -17,12 +17,12 @@ import math
 import os
 import re
 import socket
-import stat
 import struct
 import sys
 import typing as t
 
 from .holder import holder_text
+from .sockfile import SocketFile, remove_stale
 
 FORMS = "host:port, :port, [v6]:port, unix:/path or systemd:NAME"
 _TCP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]]*)):([0-9]{1,5}|http|https)?")
@@ -54,7 +54,7 @@ def parse_address(text: str, default_port: int = 80) -> Address:
     if not isinstance(text, str):
         raise TypeError(f"address: expected a string such as ':8000', got {text!r}")
     if text.startswith("unix:"):
-        if not text[5:]:
+        if not text[5:] or "\0" in text:
             raise ValueError(f"address {text!r}: expected unix:/path")
         return Address(text, path=text[5:])
     if text.startswith("systemd:"):
@@ -93,17 +93,23 @@ class Listener:
     :param requested: the address as asked for.
     :param inherited_as: the address by which the process asked for it that had it first, and may
         still serve it; empty when this process is the first one.
-    :param is_ours: this program has bound it, now or as its predecessor. Another's is never shut,
-        and its file never removed.
+    :param is_ours: this program has bound it, now or as its predecessor. Another's is never shut.
+    :param file: what is to be removed when nobody goes on with the socket.
     """
 
     def __init__(
-        self, sock: socket.socket, requested: str, inherited_as: str = "", is_ours: bool = True
+        self,
+        sock: socket.socket,
+        requested: str,
+        inherited_as: str = "",
+        is_ours: bool = True,
+        file: SocketFile | None = None,
     ) -> None:
         self.sock = sock
         self.requested = requested
         self.inherited_as = inherited_as
         self.is_ours = is_ours
+        self.file = file
         self._is_shut = False
         self.network = "tcp" if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"
         sock.setblocking(False)
@@ -113,6 +119,9 @@ class Listener:
             self.address = join_host_port(self.host, self.port)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
+            if isinstance(name, bytes):
+                # An abstract one, which has no file (unix(7)); as Go writes it.
+                name = "@" + os.fsdecode(name[1:])
             self.host, self.port = name, 0
             self.address = name
 
@@ -169,8 +178,8 @@ class Listener:
 
     def close(self, unlink: bool = True) -> None:
         """Close the socket; a Unix socket's file goes too, unless a successor goes on with it."""
-        if unlink and self.is_ours and self.network == "unix" and self.sock.fileno() >= 0:
-            _unlink_socket(self.address)
+        if unlink and self.file is not None and self.sock.fileno() >= 0:
+            self.file.remove()
         self.sock.close()
 
     def __repr__(self) -> str:
@@ -194,7 +203,8 @@ def listen(address: Address) -> Listener:
         if error.errno == errno.EADDRINUSE and not address.path:
             text += holder_text(address.port)
         raise ListenError(error.errno, text) from error
-    return Listener(sock, address.text)
+    has_file = address.path and not _is_abstract(address.path)
+    return Listener(sock, address.text, file=SocketFile.at(address.path) if has_file else None)
 
 
 def acquire(addresses: t.Iterable[Address], inherited: list[Listener]) -> list[Listener]:
@@ -317,31 +327,15 @@ def _bound(family: int, sockaddr: t.Any, dual_stack: bool = False) -> socket.soc
 def _bind_unix(path: str) -> socket.socket:
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "Unix sockets are not supported on this system")
-    _remove_stale(path)
+    if _is_abstract(path):
+        return _bound(socket.AF_UNIX, "\0" + path[1:])
+    remove_stale(path)
     return _bound(socket.AF_UNIX, path)
 
 
-def _remove_stale(path: str) -> None:
-    """Remove the socket file of a server that is gone; nothing else is ever removed."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-
-
-def _unlink_socket(path: str) -> None:
-    try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
-    except OSError:
-        # Gone already, or not ours to remove: the listener is closed all the same.
-        pass
+def _is_abstract(path: str) -> bool:
+    """Is it a name that only the kernel knows (unix(7))? As Go writes them."""
+    return path.startswith("@") and sys.platform == "linux"
 
 
 def _drop_new_handshakes(sock: socket.socket) -> None:

@@ -7,9 +7,11 @@ Rules: what runs here must not wait for anybody, since a restart or a stop would
 
 from __future__ import annotations
 
+import threading
 import time
 import typing as t
 from collections import deque
+from queue import SimpleQueue
 
 from .poller import NEVER, Deadlines, new_poller
 
@@ -17,6 +19,12 @@ if t.TYPE_CHECKING:
     from .channel import Channel
 
 Action = t.Callable[[], object]
+# Takes the answer to what was asked: how it has failed, or "" when it has not.
+Tell = t.Callable[[str], object]
+
+
+def to_nobody(answer: str) -> None:
+    """Nobody has asked."""
 
 
 class Timer:
@@ -29,16 +37,41 @@ class Timer:
 
 
 class Loop:
-    """One thread's, but for `post`."""
+    """The thread's that makes it, but for `post` and `ask`."""
 
     def __init__(self) -> None:
         self._poller = new_poller()
         self._posted: deque[Action] = deque()
+        self._thread = threading.get_ident()
+        # Where those who ask wait for their answers; None once the loop has ended.
+        self._asking: set[SimpleQueue[str | None]] | None = set()
+        self._lock = threading.Lock()
 
     def post(self, func: Action) -> None:
         """Have the loop call `func`. From any thread."""
         self._posted.append(func)
         self._poller.wake()
+
+    def ask(self, func: t.Callable[[Tell], object]) -> str | None:
+        """Have the loop call `func`, and wait until an answer is told; None when the loop ends
+        before. From any other thread.
+
+        :raises RuntimeError: called in the loop's own thread, where waiting would never end.
+        """
+        answer: SimpleQueue[str | None] = SimpleQueue()
+        with self._lock:
+            if self._asking is None:
+                return None
+            if self._thread == threading.get_ident():
+                raise RuntimeError("a hook can't wait for what happens when it has returned")
+            self._asking.add(answer)
+        self.post(lambda: func(answer.put))
+        try:
+            return answer.get()
+        finally:
+            with self._lock:
+                if self._asking is not None:
+                    self._asking.discard(answer)
 
     def turn(self) -> None:
         """Wait for something to happen, and see to it."""
@@ -77,4 +110,8 @@ class Loop:
         self._poller.deadlines.forget(timer)
 
     def close(self) -> None:
+        with self._lock:
+            asking, self._asking = self._asking or set(), None
+        for answer in asking:
+            answer.put(None)
         self._poller.close()

@@ -6,8 +6,11 @@ while it still names this process: a successor has written its own number by the
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+
+log = logging.getLogger("flask_graceful")
 
 
 class PidFileError(OSError):
@@ -17,17 +20,23 @@ class PidFileError(OSError):
         return self.strerror or ""
 
 
+# Taken at import: the application may go elsewhere.
+_directory = os.getcwd()
+
+
 class PidFile:
-    """:param path: relative to the directory of this moment."""
+    """:param path: relative to the directory in which the process was started; empty: no file."""
 
     def __init__(self, path: str) -> None:
-        self._path = os.path.abspath(path)
+        self._path = os.path.join(_directory, path) if path else ""
 
     def write(self) -> None:
         """Put this process's id into the file.
 
         :raises PidFileError: the system refuses.
         """
+        if not self._path:
+            return
         temporary = ""
         try:
             fd, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".pid-")
@@ -41,6 +50,14 @@ class PidFile:
                 os.unlink(temporary)
             reason = (error.strerror or str(error)).lower()
             raise PidFileError(error.errno, f"pid file {self._path}: {reason}") from error
+
+    def write_again(self) -> None:
+        """The same when a successor has died, which may have written its own."""
+        try:
+            self.write()
+        except PidFileError as error:
+            # Requests are still to be served.
+            log.error("%d %s", os.getpid(), error)
 
     def remove(self) -> None:
         """Remove the file, if it is this process's."""

@@ -23,6 +23,7 @@ log = logging.getLogger("flask_graceful")
 class Predecessor:
     """:param adopt: takes each connection that arrives.
     :param restart: called when the old process was asked for a restart.
+    :param stop: called when it was told to stop before this one was ready.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class Predecessor:
         pid: int,
         adopt: t.Callable[[Parcel], object],
         restart: t.Callable[[], object],
+        stop: t.Callable[[], object],
     ) -> None:
         self.channel = channel
         self.pid = pid
         self._adopt = adopt
         self._restart = restart
+        self._stop = stop
 
     def announce(self, listening: dict[str, bool], signals: bool) -> bool:
         """Say that this process serves, and have the old one stop, with a SIGTERM as in endless.
@@ -78,6 +81,9 @@ class Predecessor:
     def _heed(self, record: Record) -> None:
         if "restart" in record.data:
             self._restart()
+            return
+        if "stop" in record.data:
+            self._stop()
             return
         # First: from now on the connections are nobody else's.
         self._say(receipt(record))

@@ -13,12 +13,14 @@ import socket
 import threading
 import typing as t
 
-from .hooks import BeforeBegin, Hook, Hooks, check_signal
-from .inheritance import has_parent, inheritance
+from .heirlooms import Heirlooms
+from .hooks import BeforeBegin, Hook, Hooks, check_restart_signal
+from .inheritance import has_parent
 from .life import Life
 from .listeners import Listener, parse_address, parse_addresses
 from .relief import ReliefServer
 from .server import HTTPS_PORT, ServerClosed
+from .settings import checked_function, checked_timeout
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -30,8 +32,9 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_graceful")
 
-# What one message between two processes carries, less what else is in it.
-MOST_FILES = 100
+
+class RestartError(RuntimeError):
+    """There is no successor; the message says why."""
 
 
 class GracefulServer(ReliefServer):
@@ -46,6 +49,12 @@ class GracefulServer(ReliefServer):
     :param restart_signal: instead of SIGHUP; `signal.SIGUSR2` as in grace (row G4).
     """
 
+    _life: Life | None = None
+    _is_told_to_stop = False
+    # What its addresses are served with; None: plain HTTP.
+    _serves_with: Credentials | None = None
+    _listeners: t.Sequence[Listener] = ()
+
     def __init__(
         self,
         addr: str | t.Sequence[str],
@@ -59,22 +68,19 @@ class GracefulServer(ReliefServer):
     ) -> None:
         self.addresses = parse_addresses(addr)
         super().__init__(self.addresses[0].text, app, **options)
+        if not isinstance(handle_signals, bool):
+            raise TypeError(f"handle_signals: expected True or False, got {handle_signals!r}")
         self.handles_signals = handle_signals
         if restart_signal is not None:
-            check_signal(restart_signal)
+            check_restart_signal(restart_signal)
         self.restart_signal = restart_signal or getattr(signal, "SIGHUP", None)
         # Set when this process has no old one beside it (any more).
         self.parent_gone = threading.Event()
         if not has_parent():
             self.parent_gone.set()
-        # Descriptors that a successor inherits.
-        self.files: dict[str, int] = {}
+        self.heirlooms = Heirlooms()
         self._hooks = Hooks()
         self._files = (certfile, keyfile)
-        self._life: Life | None = None
-        # What its addresses are served with; None: plain HTTP.
-        self._serves_with: Credentials | None = None
-        self._listeners: t.Sequence[Listener] = []
         self._ended = threading.Event()
 
     # Hooks.
@@ -91,34 +97,35 @@ class GracefulServer(ReliefServer):
 
     @before_begin.setter
     def before_begin(self, func: BeforeBegin) -> None:
-        self._hooks.before_begin[:] = [func]
+        self._hooks.before_begin[:] = [checked_function(func, "before_begin")]
 
     def _add_before_begin(self, func: BeforeBegin) -> BeforeBegin:
-        self._hooks.before_begin.append(func)
+        self._hooks.before_begin.append(checked_function(func, "before_begin"))
         return func
 
     def before_restart(self, func: Hook) -> Hook:
         """A decorator: call the function before a successor is started (row G5). An exception
         refuses the restart: it is logged, and the process goes on serving."""
-        self._hooks.before_restart.append(func)
+        self._hooks.before_restart.append(checked_function(func, "before_restart"))
         return func
 
     def before_shutdown(self, func: Hook) -> Hook:
         """A decorator: ask the function whether the server may stop (row H3). False refuses; the
         next signal asks again. A successor that takes over does not ask."""
-        self._hooks.before_shutdown.append(func)
+        self._hooks.before_shutdown.append(checked_function(func, "before_shutdown"))
         return func
 
     def shutdown_initiated(self, func: Hook) -> Hook:
         """A decorator: call the function when no more is accepted and requests are waited for
         (row H3). It is waited for; those of `register_on_shutdown` are not."""
-        self._hooks.shutdown_initiated.append(func)
+        self._hooks.shutdown_initiated.append(checked_function(func, "shutdown_initiated"))
         return func
 
     def register_signal_hook(self, when: int, signum: int, func: Hook) -> None:
         """Call `func` at each signal, before (PRE_SIGNAL) or after (POST_SIGNAL) the server's act.
 
         :raises ValueError: `when` is neither, or the signal is not handled (row E5).
+        :raises TypeError: the function can't be called.
         """
         self._hooks.add_signal_hook(when, signum, func)
 
@@ -179,14 +186,23 @@ class GracefulServer(ReliefServer):
 
     # Restart and stop, from any thread.
 
-    def restart(self) -> None:
-        """Start a successor, as the restart signal does; how that ends is logged.
+    def restart(self, *, wait: bool = False) -> None:
+        """Start a successor, as the restart signal does, and return at once; how that ends is
+        logged.
 
+        :param wait: return when the successor is ready (row U9, Upgrade). Not from a hook.
+        :raises RestartError: with `wait`: there will be none, or not now; this process goes on.
         :raises RuntimeError: nothing is served.
         """
-        if self._life is None:
+        life = self._life
+        if life is None or self._ended.is_set():
             raise RuntimeError("nothing is served: a restart needs listen_and_serve()")
-        self._life.post(self._life.restart)
+        if not wait:
+            life.post(life.restart)
+            return
+        reason = life.ask(life.restart)
+        if reason != "":
+            raise RestartError(reason or "the server has stopped")
 
     def stop(self, timeout: float | None = None, *, wait: bool = False) -> bool:
         """Stop as SIGTERM does, and return at once (rows H5, M2); was this the first call?
@@ -195,20 +211,22 @@ class GracefulServer(ReliefServer):
         call cuts what the first one waits for, as a second signal does.
 
         :param timeout: seconds that requests in flight get, instead of `hammer_time`; 0: any time.
-        :param wait: return when serving has ended (row M7, BlockingClose).
+        :param wait: return when serving has ended (row M7, BlockingClose), or when a
+            `before_shutdown` hook has refused. Not from a hook.
         """
+        seconds = _checked_stop_time(timeout)
         with self._lock:
             is_first, self._is_told_to_stop = not self._is_told_to_stop, True
             life = self._life
             if life is None:
                 self.is_stopping = True
-        if life is not None:
-            life.post(lambda: life.stop_as_told(timeout))
-            if wait:
-                self._ended.wait()
+        if life is None:
+            return is_first
+        if not wait:
+            life.post(lambda: life.stop_as_told(seconds))
+        elif life.ask(lambda tell: life.stop_as_told(seconds, tell)) is None:
+            self._ended.wait()
         return is_first
-
-    _is_told_to_stop = False
 
     @property
     def state(self) -> State | None:
@@ -223,21 +241,15 @@ class GracefulServer(ReliefServer):
         True at once where there is none. Not in a `before_begin` hook: the old process serves
         until those are over.
         """
-        return self.parent_gone.wait(timeout)
+        return self.parent_gone.wait(checked_timeout(timeout))
 
     def add_file(self, name: str, file: int | t.Any) -> None:
         """Have successors inherit an open file (row U7); it may be closed here afterwards.
 
         :param file: a descriptor, or an object with `fileno()`.
-        :raises ValueError: there are too many.
+        :raises ValueError: it is not open, or there are too many; TypeError: it is no file.
         """
-        if len(self.files) >= MOST_FILES and name not in self.files:
-            raise ValueError(f"at most {MOST_FILES} files can be handed to a successor")
-        fd = os.dup(file if isinstance(file, int) else file.fileno())
-        old = self.files.pop(name, None)
-        if old is not None:
-            os.close(old)
-        self.files[name] = fd
+        self.heirlooms.add(name, file)
 
     def inherited_file(self, name: str) -> int | None:
         """A descriptor, for the caller to close, of the file that the old process gave this name
@@ -245,21 +257,30 @@ class GracefulServer(ReliefServer):
 
         To be asked for before serving begins: what nobody wanted is closed then.
         """
-        fd = inheritance().files.pop(name, None)
-        if fd is not None:
-            self.files[name] = fd
-        elif name not in self.files:
-            return None
-        return os.dup(self.files[name])
+        return self.heirlooms.inherited(name)
 
     # What its process's life has it do, in the loop's thread.
 
     def enter(self, life: Life) -> None:
-        """:raises ServerClosed: it was told to stop before."""
+        """:raises ServerClosed: it was told to stop before.
+        :raises RuntimeError: it is served already.
+        """
         with self._lock:
             if self.is_stopping:
                 raise ServerClosed
+            if self._life is not None and not self._ended.is_set():
+                raise RuntimeError("this server is served already")
             self._life = life
+            self._ended.clear()
+
+    def leave(self, life: Life, has_served: bool) -> None:
+        """That life is over. A server that could not begin may try again."""
+        if self._life is not life:
+            return
+        if has_served or self._acceptors:
+            self.close()
+            self.heirlooms.close()
+        self._ended.set()
 
     def run_before_begin(self, listeners: t.Sequence[Listener], old: int) -> None:
         """Run the hooks for all addresses; without one, log what endless and grace do.
@@ -291,7 +312,7 @@ class GracefulServer(ReliefServer):
     def run_signal_hooks(self, when: int, signum: int) -> None:
         self._hooks.run_signal_hooks(when, signum)
 
-    def may_restart(self) -> bool:
+    def why_no_restart(self) -> str:
         return self._hooks.run_before_restart()
 
     def may_stop(self) -> bool:
@@ -324,14 +345,7 @@ class GracefulServer(ReliefServer):
 def live(servers: t.Sequence[GracefulServer]) -> None:
     """Serve together until the end."""
     _log_to_stderr_by_default()
-    life = Life(servers)
-    try:
-        for server in servers:
-            server.enter(life)
-        life.run()
-    finally:
-        for server in servers:
-            server._ended.set()
+    Life(servers).run()
 
 
 def serve(*servers: GracefulServer) -> None:
@@ -344,9 +358,13 @@ def serve(*servers: GracefulServer) -> None:
     :raises ListenError: an address can't be bound; none is served then.
     :raises ServerClosed: one was told to stop before.
     :raises ValueError: two servers have the same address, or there is none.
+    :raises TypeError: one is no `GracefulServer`.
     """
     if not servers:
         raise ValueError("serve() needs at least one server")
+    for server in servers:
+        if not isinstance(server, GracefulServer):
+            raise TypeError(f"serve(): expected GracefulServers, got {server!r}")
     parse_addresses([one.text for server in servers for one in server.addresses])
     for server in servers:
         server._check_can_live()
@@ -361,7 +379,15 @@ def run(addr: str | t.Sequence[str], timeout: float, app: WSGIApplication) -> No
     :param timeout: seconds that requests in flight get at a stop; 0: any time.
     :raises ListenError: an address can't be bound.
     """
-    serve(GracefulServer(addr, app, hammer_time=timeout))
+    serve(GracefulServer(addr, app, hammer_time=_checked_stop_time(timeout)))
+
+
+def _checked_stop_time(timeout: float | None) -> float | None:
+    """Seconds until requests are cut; 0: never, so a negative number is a mistake."""
+    seconds = checked_timeout(timeout)
+    if seconds is not None and seconds < 0:
+        raise ValueError(f"timeout: expected 0 or more seconds, got {timeout!r}")
+    return seconds
 
 
 def _log_to_stderr_by_default() -> None:

@@ -23,7 +23,7 @@ from .errors import ServerClosed as ServerClosed
 from .listeners import Listener, listen, parse_address
 from .poller import new_poller
 from .roster import Roster
-from .settings import Settings
+from .settings import Settings, checked_function, checked_timeout
 from .tls import Credentials, check_context
 from .work import Work
 
@@ -49,7 +49,7 @@ class Server:
     """A WSGI server with the life cycle of Go's http.Server.
 
     :param addr: `host:port`, `:port` (IPv4 and IPv6), `[v6]:port` or `unix:/path`; empty is `:80`.
-    :param app: the WSGI application. May be replaced at any time, for the requests that follow.
+    :param app: the WSGI application.
     :param conn_state: called with a connection and its new `ConnState` at each change (rows K).
     :param ssl_context: what TLS is served with when no files are named; used as it is (row X4).
     :param base_context: called once with each listener that is served, as it was given; the
@@ -82,7 +82,7 @@ class Server:
         **options: t.Any,
     ) -> None:
         self.settings = Settings.from_options(options)
-        self.app = _checked_app(app)
+        self.app = app
         self.address = parse_address(addr)
         self.conn_state = conn_state
         self.ssl_context = None if ssl_context is None else check_context(ssl_context)
@@ -99,6 +99,21 @@ class Server:
         # Set when shutdown begins: `environ["flask_graceful.shutdown"]`; and when it is over.
         self.shutdown_event = threading.Event()
         self._drained = threading.Event()
+
+    @property
+    def app(self) -> WSGIApplication:
+        """The application. Assigning another one swaps it between two requests, as Go's plugins
+        do: those that have begun end with the old one.
+
+        :raises TypeError: what is assigned is none.
+        """
+        return self._app
+
+    @app.setter
+    def app(self, app: WSGIApplication) -> None:
+        if not callable(app):
+            raise TypeError(f"app: expected a WSGI application, got {app!r}")
+        self._app = app
 
     def listen_and_serve(self) -> t.NoReturn:
         """Bind the address and serve until `shutdown` or `close`.
@@ -180,11 +195,12 @@ class Server:
         :param timeout: seconds to wait; None waits for ever.
         :raises ShutdownTimeout: requests are still running. They go on; `close` cuts them.
         """
+        seconds = checked_timeout(timeout)
         self._begin_shutdown(drain_queues=True)
         self._run_shutdown_hooks()
         self._retire_connections()
-        if not self._drained.wait(timeout):
-            raise ShutdownTimeout(f"{self.what_is_left()} after {timeout:g} seconds")
+        if not self._drained.wait(seconds):
+            raise ShutdownTimeout(f"{self.what_is_left()} after {seconds:g} seconds")
 
     def close(self) -> None:
         """Cut everything at once: listeners and connections (rows C). Handlers run on alone."""
@@ -216,8 +232,11 @@ class Server:
         return f"{text}, {self.tracked} tracked" if self.tracked else text
 
     def register_on_shutdown(self, func: t.Callable[[], object]) -> None:
-        """Have `func` started, in a thread of its own, by each `shutdown` (row S17)."""
-        self._on_shutdown.append(func)
+        """Have `func` started, in a thread of its own, by each `shutdown` (row S17).
+
+        :raises TypeError: it can't be called.
+        """
+        self._on_shutdown.append(checked_function(func, "register_on_shutdown"))
 
     def set_keep_alives_enabled(self, enabled: bool) -> None:
         """Switch keep-alive on or off; off closes what is idle (rows KA)."""
@@ -359,12 +378,6 @@ class Server:
         if self.crew is not None:
             self.crew.stop()
         self._drained.set()
-
-
-def _checked_app(app: t.Any) -> WSGIApplication:
-    if not callable(app):
-        raise TypeError(f"app: expected a WSGI application, got {app!r}")
-    return t.cast("WSGIApplication", app)
 
 
 def _as_listener(listener: Listener | socket.socket) -> Listener:

@@ -2,6 +2,7 @@
 
 Owns the table of settings: name, default, unit and help of each. Everything that shows or
 reads settings (keyword arguments, flags, configuration keys, the docs) is generated from it.
+Arguments of methods that are like settings are checked here too.
 
 Rules: durations are seconds; 0, None and negative numbers switch a limit off. A value that is
 wrong raises here, where the name of the setting is known, and never later.
@@ -14,6 +15,8 @@ import math
 import typing as t
 from dataclasses import dataclass, field, fields
 from pathlib import PurePath
+
+Func = t.TypeVar("Func", bound=t.Callable[..., object])
 
 SECONDS = "seconds"
 BYTES = "bytes"
@@ -146,6 +149,24 @@ def from_text(name: str, text: str) -> float | int | str:
     except ValueError:
         raise ValueError(f"{name}: expected {_EXPECTED[unit]}, got {text!r}") from None
     return _checked(name, unit, value)
+
+
+def checked_timeout(value: t.Any) -> float | None:
+    """Seconds to wait; None: for ever.
+
+    :raises TypeError: it is no number.
+    """
+    if value is not None:
+        # The text of its error says all.
+        _checked("timeout", SECONDS, value)
+    return None if value is None or value == math.inf else float(value)
+
+
+def checked_function(func: Func, what: str) -> Func:
+    """:raises TypeError: it can't be called; here, and not when it is to be."""
+    if not callable(func):
+        raise TypeError(f"{what}: expected a function, got {func!r}")
+    return func
 
 
 def _default_text(unit: str, value: t.Any) -> str:

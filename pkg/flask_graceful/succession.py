@@ -23,14 +23,14 @@ import typing as t
 from collections import deque
 
 from .channel import CAN_PASS
-from .loop import Timer
+from .loop import Timer, to_nobody
 from .poller import NEVER
 from .successor import Successor
 
 if t.TYPE_CHECKING:
     from .handover import Parcel
     from .life import Life
-    from .loop import Loop
+    from .loop import Loop, Tell
 
 log = logging.getLogger("flask_graceful")
 
@@ -50,6 +50,8 @@ class Succession:
         # How many processes have taken over since the successor did.
         self.generations = 0
         self._wants_restart = False
+        # Who waits for the end of the boot.
+        self._tell: Tell = to_nobody
         # Connections that leave, until the loop sees to them; and how many have left and not yet
         # arrived, or come back.
         self._departing: deque[Parcel] = deque()
@@ -111,37 +113,49 @@ class Succession:
 
     # The boot.
 
-    def restart(self) -> None:
-        """Start a successor, or have it started when that is possible."""
-        pid = os.getpid()
+    def restart(self, tell: Tell) -> None:
+        """Start a successor, or have it started when that is possible.
+
+        :param tell: takes the reason when there will be none now, "" when it is ready.
+        """
         if self.successor is not None and self.has_relief and self._life.is_relieved:
             # This process is on its way out; who serves now is the one to restart.
             self.successor.restart()
+            tell(f"process {self.successor.pid} serves now, and was told to restart")
         elif self._life.is_stopping or self._life.is_relieved:
-            log.info("%d Not restarted: the server is shutting down.", pid)
-        elif pid == 1:
+            self._refuse(logging.INFO, "the server is shutting down", tell)
+        elif os.getpid() == 1:
             # When it ends, the system ends every other process, the successor too.
-            log.error("1 Not restarted: as pid 1 this process can't hand over to another one.")
+            what = "as pid 1 this process can't hand over to another one"
+            self._refuse(logging.ERROR, what, tell)
         elif not CAN_PASS:
-            log.error(
-                "%d Not restarted: listening sockets can't be handed to another process on this "
-                "system; a restart needs Unix.", pid,
-            )  # fmt: skip
+            what = "listening sockets can't be handed to another process on this system"
+            self._refuse(logging.ERROR, f"{what}; a restart needs Unix", tell)
         elif self.successor is not None:
-            log.info("%d A restart is under way; another one follows it.", pid)
+            log.info("%d A restart is under way; another one follows it.", os.getpid())
             self._wants_restart = True
+            tell("a restart is under way; another one follows it")
         else:
-            self._spawn()
+            self._spawn(tell)
 
-    def _spawn(self) -> None:
+    def _refuse(self, level: int, reason: str, tell: Tell) -> None:
+        log.log(level, "%d Not restarted: %s.", os.getpid(), reason)
+        tell(reason)
+
+    def _spawn(self, tell: Tell) -> None:
         self._wants_restart = False
-        if not self._life.may_restart():
+        reason = self._life.why_no_restart()
+        if reason:
+            tell(reason)
             return
         try:
             self.successor = self._life.make_successor()
-        except OSError as error:
-            log.error("%d Restart failed: can't start the successor: %s", os.getpid(), error)
+        except (OSError, ValueError) as error:
+            reason = f"can't start the successor: {error}"
+            log.error("%d Restart failed: %s", os.getpid(), reason)
+            tell(reason)
             return
+        self._tell = tell
         for pipe in self.successor.pipes():
             self._loop.watch(pipe, self.successor.copy_output)
         self._loop.watch_channel(self.successor.channel, self.listen)
@@ -173,6 +187,7 @@ class Succession:
         is_alive = successor.listen()
         if successor.is_ready and not was_ready:
             self._end_boot(successor)
+            self._tell("")
             self._claims_until = NEVER
             if self._wants_restart:
                 self._wants_restart = False
@@ -212,10 +227,12 @@ class Succession:
         returned = successor.sender.take_back()
         if not successor.is_ready:
             lines = self._end_boot(successor)
+            how = f"successor {new} {successor.reap()}"
             log.error(
-                "%d Restart failed: successor %d %s; this process goes on serving.%s",
-                pid, new, successor.reap(), _quoted(lines),
-            )  # fmt: skip
+                "%d Restart failed: %s; this process goes on serving.%s", pid, how, _quoted(lines)
+            )
+            self._life.resume()
+            self._tell(how)
         elif self.is_past or self.generations:
             # It took over, and has been replaced or stopped since.
             if not self.is_past:
@@ -231,7 +248,7 @@ class Succession:
             else:
                 log.error("%d Successor %d %s; this process serves again.", pid, new, how)
         if self._wants_restart and not self._life.is_stopping:
-            self._spawn()
+            self._spawn(to_nobody)
 
     def let_go(self) -> None:
         """This process ends."""

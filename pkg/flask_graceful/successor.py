@@ -117,7 +117,7 @@ class Successor:
         streams = [fd for tap in self._boot.taps for fd in (tap.targets[0], tap.reader)]
         self.channel.send(
             {
-                "listeners": [[one.requested, one.is_ours] for one in listeners],
+                "listeners": [[one.requested, one.is_ours, one.file] for one in listeners],
                 "files": list(files),
                 "streams": [list(tap.targets) for tap in self._boot.taps],
                 "signals": signals,
@@ -182,8 +182,16 @@ class Successor:
             # As above.
             pass
 
-    def signal(self, signum: int) -> None:
-        self._process.send_signal(signum)
+    def stop(self, by_signal: bool) -> None:
+        """End its boot; or have it stop as soon as it serves, if it would not survive a signal."""
+        if by_signal:
+            self._process.terminate()
+            return
+        try:
+            self.channel.send({"stop": True})
+        except OSError:
+            # As above.
+            pass
 
     def kill(self) -> None:
         self._process.kill()

@@ -9,6 +9,8 @@ import threading
 import typing as t
 from contextlib import contextmanager
 
+from .settings import checked_function
+
 
 class Work:
     """Counts what runs. From any thread.
@@ -39,6 +41,7 @@ class Work:
         self, func: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
     ) -> threading.Thread:
         """Run the function in a thread of its own; counted from before this returns."""
+        checked_function(func, "spawn")
         block = self.track()
         block.__enter__()
 
