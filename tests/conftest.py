@@ -129,15 +129,16 @@ def live() -> t.Iterator[t.Callable[..., Live]]:
 class Client:
     """A raw client: bytes out, bytes in."""
 
-    def __init__(self, address: t.Any) -> None:
+    def __init__(self, address: t.Any, connect_timeout: float = DEADLINE) -> None:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
-        self.sock.settimeout(DEADLINE)
+        self.sock.settimeout(connect_timeout)
         try:
             self.sock.connect(address)
         except BaseException:
             self.sock.close()
             raise
+        self.sock.settimeout(DEADLINE)
         self.buffer = bytearray()
 
     def __enter__(self) -> Client:
