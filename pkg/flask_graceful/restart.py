@@ -59,6 +59,7 @@ class GracefulServer(ReliefServer):
     ) -> None:
         self.addresses = parse_addresses(addr)
         super().__init__(self.addresses[0].text, app, **options)
+        self.grace = self.settings.idle_grace
         self.handles_signals = handle_signals
         if restart_signal is not None:
             check_signal(restart_signal)
