@@ -393,6 +393,25 @@ def test_TM2_the_header_time_begins_with_the_first_bytes(running: Start) -> None
         assert took(began, 0.4)
 
 
+def test_TM7_a_request_that_came_in_time_is_served_however_late(running: Start) -> None:
+    """The only thread sees it after the idle time, together with the idle time's end."""
+    gate = Gate()
+    limit = 0.5
+    one = running(hello, threads=1, idle_timeout=limit)
+    with one.connect() as client, one.connect() as other:
+        assert client.get()[2] == b"hello"
+        idle_since = time.monotonic()
+        one.server.app = gate
+        other.send(GET)
+        gate.wait()
+        client.send(GET)
+        assert time.monotonic() < idle_since + limit
+        time.sleep(1.5 * limit)
+        gate.leave.set()
+        assert client.response()[2] == other.response()[2] == b"late"
+        assert client.is_closed()
+
+
 def test_TM3_TM9_negative_is_off(running: Start) -> None:
     options = {"read_header_timeout": -1, "idle_timeout": -1, "read_timeout": -1}
     with running(hello, **options).connect() as client:

@@ -118,20 +118,20 @@ class Acceptor:
 
         :param stays: it is not to go to another one.
         """
+        if self.listener.requested in self._server.moving and not stays:
+            # Nobody looks at it here: what it has to ask is for the newest process.
+            self._server.hand_over(parcel._replace(origin=self.listener.requested))
+            return
         try:
             connection = self._connection(parcel.sock, parcel.peer)
         except ContextError as error:
             log.error("http: %s", error)
             return
         if connection is not None:
-            connection.restore(parcel)
-            if stays:
-                connection.origin = ""
-                grace = time.monotonic() + self._server.settings.idle_grace
-                connection.deadline = min(connection.deadline, grace)
+            connection.restore(parcel, stays)
             self._server._add_connection(connection)
-            if parcel.data or connection.origin in self._server.moving:
-                # No edge tells of bytes that were received elsewhere, or that it is to go on.
+            if parcel.data or self._server.is_stopping:
+                # No edge tells of bytes that were received elsewhere, or that it is to go.
                 self._server.crew.post(connection)
 
     def wait(self) -> t.NoReturn:

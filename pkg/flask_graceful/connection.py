@@ -62,6 +62,7 @@ class Connection(Owned):
         "_began",
         "_exchange",
         "_hijacker",
+        "_stays_until",
         "accepted",
         "origin",
         "peer",
@@ -82,6 +83,8 @@ class Connection(Owned):
         # The request being served, until its response is out.
         self._exchange: Exchange | None = None
         self._hijacker: Hijacker | None = Hijacker(self._hand_over)
+        # Until when it is kept though it is idle and what is idle is to go.
+        self._stays_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer_name()} {self.state}>"
@@ -103,13 +106,19 @@ class Connection(Owned):
         exchange = self._exchange
         return (exchange.request, time.monotonic() - self._began) if exchange else None
 
-    def restore(self, parcel: Parcel) -> None:
-        """Go on where another process has stopped. Before `start`."""
+    def restore(self, parcel: Parcel, stays: bool) -> None:
+        """Go on where another process has stopped. Before `start`.
+
+        :param stays: it comes back from one that can't take it, and is not to leave again.
+        """
         self.state = parcel.state
         self.accepted = parcel.accepted
         self._began = parcel.began
         self.deadline = parcel.deadline
         self._wire.inbox.data += parcel.data
+        if stays:
+            self.origin = ""
+            self._allow_another()
 
     def start(self) -> None:
         """Begin to be polled.
@@ -162,6 +171,10 @@ class Connection(Owned):
         finally:
             self._let_go()
 
+    def _has_news(self) -> bool:
+        """Bytes received are not idle, though nobody had the time to read them."""
+        return self._phase is Phase.HEAD and not self._wire.inbox.data and self._wire.has_input()
+
     def _first_deadline(self) -> float:
         """Until when a head that began to come must be there (row TM1)."""
         settings = self._host.settings
@@ -208,13 +221,24 @@ class Connection(Owned):
 
     def _rest_of_idle_life(self) -> None:
         """No whole request is there, and what is idle is to go (rows S2, S3, KA1)."""
-        if self.state is ConnState.IDLE and not self._wire.inbox.data:
+        now = time.monotonic()
+        if self._is_idle() and self._stays_until <= now:
             self._end()
             return
         if self._host.is_stopping:
             since = self.accepted if self.state is ConnState.NEW else self._began
-            self.deadline = min(self.deadline, (since or time.monotonic()) + NEW_GRACE)
+            self.deadline = min(self.deadline, (since or now) + NEW_GRACE)
         self._await_rest_of_head()
+
+    def _is_idle(self) -> bool:
+        return self.state is ConnState.IDLE and not self._wire.inbox.data
+
+    def _allow_another(self) -> None:
+        """The last response did not say that it is the last: another request may be on its way,
+        as in the first moments of a stop."""
+        if self._host.grace and self._is_idle():
+            self._stays_until = time.monotonic() + self._host.grace
+            self.deadline = min(self.deadline, self._stays_until)
 
     def _await_rest_of_head(self) -> None:
         if self._wire.inbox.data and not self._began:
@@ -337,9 +361,11 @@ class Connection(Owned):
         if self.origin in host.moving:
             self._depart()
             return
+        if host.is_stopping:
+            # The response began before the shutdown did, so its head could not say close.
+            self._allow_another()
         if self._wire.inbox.data or host.closes_idle:
-            # Another request came with this one, and other connections come before it; or the
-            # response began before the shutdown did, so its head could not say close.
+            # Another request came with this one, and other connections come before it.
             self._wire.has_more = True
         self._go_on()
 

@@ -26,6 +26,8 @@ class Host(t.Protocol):
     is_stopping: bool
     # True: who has nothing to ask any more is sent away.
     closes_idle: bool
+    # How long who becomes idle, and was not told that it is to go, may still ask; in seconds.
+    grace: float
     # Listeners whose connections go to another process as soon as they are idle.
     moving: t.Container[str]
 

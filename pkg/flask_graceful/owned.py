@@ -77,12 +77,18 @@ class Owned:
             return
         try:
             if self._phase is not Phase.OVER:
-                if self.deadline <= time.monotonic():
-                    self._end()
-                else:
+                if self.deadline > time.monotonic():
                     self._park()
+                elif self._has_news():
+                    self._host.crew.post(self)
+                else:
+                    self._end()
         finally:
             self._let_go()
+
+    def _has_news(self) -> bool:
+        """Has something come in time that nobody has looked at yet?"""
+        return False
 
     def _step(self) -> None:
         """Do what the phase asks for."""

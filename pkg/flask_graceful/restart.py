@@ -68,6 +68,7 @@ class GracefulServer(ReliefServer):
     ) -> None:
         self.addresses = parse_addresses(addr)
         super().__init__(self.addresses[0].text, app, **options)
+        self.grace = self.settings.idle_grace
         if not isinstance(handle_signals, bool):
             raise TypeError(f"handle_signals: expected True or False, got {handle_signals!r}")
         self.handles_signals = handle_signals

@@ -64,6 +64,8 @@ class Server:
     keeps_alive = True
     closes_idle = False
     is_stopping = False
+    # Go knows none.
+    grace = 0.0
     # See Host; a `GracefulServer` that has a successor fills it.
     moving: t.Container[str] = frozenset()
     # Listeners, by the address asked for, that another process goes on serving: their queues and
