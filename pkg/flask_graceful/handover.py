@@ -14,6 +14,7 @@ or had not confirmed when it died, comes back from the sender.
 from __future__ import annotations
 
 import math
+import os
 import socket
 import typing as t
 from collections import deque
@@ -109,6 +110,13 @@ class Sender:
 def receipt(record: Record) -> dict[str, t.Any]:
     """What answers a record of parcels, before any of them is touched."""
     return {"receipt": record.data["number"], "count": len(record.fds)}
+
+
+def refusal(record: Record) -> dict[str, t.Any]:
+    """What answers a record of parcels from which none is taken."""
+    for fd in record.fds:
+        os.close(fd)
+    return {"receipt": record.data["number"], "count": 0}
 
 
 def unpack(record: Record) -> list[Parcel]:

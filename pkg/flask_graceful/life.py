@@ -210,7 +210,7 @@ class Life:
     def _relieve_predecessor(self, inherited: Inheritance) -> None:
         """This process serves: tell the old one, and take its connections."""
         assert inherited.parent is not None
-        predecessor = Predecessor(*inherited.parent, self.adopt, self.restart, self.stop)
+        predecessor = Predecessor(*inherited.parent, self)
         listening = {
             one.listener.inherited_as: one.is_plain
             for one in self._acceptors
@@ -239,6 +239,14 @@ class Life:
     def _forget_parent(self) -> None:
         for server in self._servers:
             server.parent_gone.set()
+
+    def takes_connections(self) -> bool:
+        """Can another process's connections go on here, or through here?"""
+        if any(server.has_drained for server in self._servers):
+            return False
+        if self.is_relieved:
+            return not self._succession.is_past
+        return self.state in (State.RUNNING, State.DELAYING)
 
     def adopt(self, parcel: Parcel, stays: bool = False) -> None:
         """Go on with a connection that comes from another process.
@@ -341,6 +349,11 @@ class Life:
 
         :param is_over: so does the service; else another process goes on with it.
         """
+        if self.state is State.RUNNING and is_over:
+            # The successor was told to stop before this process could give way to it.
+            self.stop()
+        if not self.is_relieved:
+            return
         if self._predecessor is not None and is_over:
             self._predecessor.tell_leaving()
         for server in self._servers:
@@ -354,6 +367,9 @@ class Life:
             for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
                 self._loop.cancel(timer)
             self.state = State.RUNNING
+            if self._predecessor is not None:
+                # Should this process die too, it is the old one's turn.
+                self._predecessor.tell_succeeded(0)
             for server in self._servers:
                 server.resume()
         if self.state is State.RUNNING:

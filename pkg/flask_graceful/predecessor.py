@@ -3,8 +3,8 @@
 Owns this process's end of the channel to the one that started it: what is said there, and the
 connections that arrive.
 
-Rules: a record of connections is confirmed before one of them is touched. Its end is the end of the
-channel, which the kernel closes.
+Rules: a record of connections is confirmed before one of them is touched. A process that ends takes
+none any more. The end of the old process is that of the channel, which the kernel closes.
 """
 
 from __future__ import annotations
@@ -15,30 +15,21 @@ import signal
 import typing as t
 
 from .channel import Channel, ChannelError, Record
-from .handover import Parcel, receipt, unpack
+from .handover import receipt, refusal, unpack
+
+if t.TYPE_CHECKING:
+    from .life import Life
 
 log = logging.getLogger("flask_graceful")
 
 
 class Predecessor:
-    """:param adopt: takes each connection that arrives.
-    :param restart: called when the old process was asked for a restart.
-    :param stop: called when it was told to stop before this one was ready.
-    """
+    """:param life: takes the connections that arrive, as long as it can."""
 
-    def __init__(
-        self,
-        channel: Channel,
-        pid: int,
-        adopt: t.Callable[[Parcel], object],
-        restart: t.Callable[[], object],
-        stop: t.Callable[[], object],
-    ) -> None:
+    def __init__(self, channel: Channel, pid: int, life: Life) -> None:
         self.channel = channel
         self.pid = pid
-        self._adopt = adopt
-        self._restart = restart
-        self._stop = stop
+        self._life = life
 
     def announce(self, listening: dict[str, bool], signals: bool) -> bool:
         """Say that this process serves, and have the old one stop, with a SIGTERM as in endless.
@@ -80,18 +71,21 @@ class Predecessor:
 
     def _heed(self, record: Record) -> None:
         if "restart" in record.data:
-            self._restart()
-            return
-        if "stop" in record.data:
-            self._stop()
-            return
-        # First: from now on the connections are nobody else's.
-        self._say(receipt(record))
-        for parcel in unpack(record):
-            self._adopt(parcel)
+            self._life.restart()
+        elif "stop" in record.data:
+            # The old process was told to before this one was ready.
+            self._life.stop()
+        elif self._life.takes_connections():
+            # First: from now on the connections are nobody else's.
+            self._say(receipt(record))
+            for parcel in unpack(record):
+                self._life.adopt(parcel)
+        else:
+            self._say(refusal(record))
 
     def tell_succeeded(self, count: int) -> None:
-        """So many processes have taken over since: there is no way back for the old one."""
+        """So many processes have taken over since: while there is one, there is no way back for
+        the old one."""
         self._say({"succeeded": count})
 
     def tell_leaving(self) -> None:

@@ -118,8 +118,8 @@ class Succession:
 
         :param tell: takes the reason when there will be none now, "" when it is ready.
         """
-        if self.successor is not None and self.has_relief and self._life.is_relieved:
-            # This process is on its way out; who serves now is the one to restart.
+        if self.successor is not None and self.has_relief and not self._life.is_stopping:
+            # This process is on its way out, or about to be; who serves now is the one to restart.
             self.successor.restart()
             tell(f"process {self.successor.pid} serves now, and was told to restart")
         elif self._life.is_stopping or self._life.is_relieved:
@@ -144,6 +144,8 @@ class Succession:
 
     def _spawn(self, tell: Tell) -> None:
         self._wants_restart = False
+        self.is_past = False
+        self.generations = 0
         reason = self._life.why_no_restart()
         if reason:
             tell(reason)
@@ -209,11 +211,11 @@ class Succession:
             successor.asks = False
             self._claims_until = 0.0
             self._life.give_way()
-        if successor.is_leaving and self._life.is_relieved and not self.is_past:
+        if successor.is_leaving and not self.is_past:
             self.is_past = True
             self._life.end_succession(is_over=True)
             self._take_back(successor.sender.take_back_waiting())
-        elif successor.succeeded > self.generations:
+        elif successor.succeeded != self.generations:
             self.generations = successor.succeeded
             self._life.grow_older(self.generations)
 
