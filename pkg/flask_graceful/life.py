@@ -26,6 +26,7 @@ from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .inheritance import take_inheritance
 from .listeners import acquire, give_up
 from .loop import Loop, Tell, Timer, to_nobody
+from .output import Streams
 from .pidfile import PidFile
 from .poller import Signals
 from .predecessor import Predecessor
@@ -83,6 +84,7 @@ class Life:
         self._was_told = False
         self._hammer_time = self.settings.hammer_time
         self._pid_file = PidFile(self.settings.pid_file)
+        self._streams = Streams([], [])
         self._delay_timer = Timer(self._shut_down)
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
@@ -181,7 +183,9 @@ class Life:
             raise
         self.state = State.RUNNING
         inherited.close_files()
-        self._restore_output(inherited)
+        self._streams = inherited.streams
+        self._streams.restore()
+        self._streams.watch(self._loop)
         if inherited.parent is not None:
             self._relieve_predecessor(inherited)
         if self._predecessor is None:
@@ -190,22 +194,6 @@ class Life:
         # which then holds no request.
         for acceptor in self._acceptors:
             acceptor.start()
-
-    def _restore_output(self, inherited: Inheritance) -> None:
-        """Print where the old process prints, and pass on what others still print to it."""
-        streams = inherited.streams
-        streams.restore()
-
-        def watch(reader: int) -> None:
-            def copy() -> None:
-                if streams.copy(reader) == b"":
-                    self._loop.unwatch(reader)
-                    streams.forget(reader)
-
-            self._loop.watch(reader, copy)
-
-        for reader in streams.readers:
-            watch(reader)
 
     def _relieve_predecessor(self, inherited: Inheritance) -> None:
         """This process serves: tell the old one, and take its connections."""
@@ -315,7 +303,7 @@ class Life:
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        return Successor(listeners, files, self._first.handles_signals)
+        return Successor(listeners, files, self._streams, self._first.handles_signals)
 
     def give_way(self) -> None:
         """A successor asks for it, and may have died since: accept no more, and let connections
@@ -328,6 +316,7 @@ class Life:
         for server in self._servers:
             server.relieve(successor.listening)
         self._succession.see_off()
+        self._streams.unwatch(self._loop)
         self._announce_end()
         if self._predecessor is not None:
             self._predecessor.tell_succeeded(1)
@@ -370,6 +359,7 @@ class Life:
             if self._predecessor is not None:
                 # Should this process die too, it is the old one's turn.
                 self._predecessor.tell_succeeded(0)
+            self._streams.watch(self._loop)
             for server in self._servers:
                 server.resume()
         if self.state is State.RUNNING:
