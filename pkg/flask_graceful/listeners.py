@@ -21,6 +21,7 @@ import struct
 import sys
 import typing as t
 
+from .handshakes import has_handshakes
 from .holder import holder_text
 from .sockfile import SocketFile, remove_stale
 
@@ -175,6 +176,10 @@ class Listener:
             # The system can't; what it can't do is left undone.
             pass
         return False
+
+    def is_awaited(self) -> bool:
+        """Are there clients who had knocked before it was shut, and are not in yet?"""
+        return self.network == "tcp" and has_handshakes(self.port)
 
     def close(self, unlink: bool = True) -> None:
         """Close the socket; a Unix socket's file goes too, unless a successor goes on with it."""
