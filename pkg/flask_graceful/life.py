@@ -283,7 +283,7 @@ class Life:
     def restart(self, tell: Tell = to_nobody) -> None:
         """As a signal would.
 
-        :param tell: takes the reason when there will be no successor, "" when it is ready.
+        :param tell: takes the reason when there will be no successor, "" when it has taken over.
         """
         log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart(tell)
@@ -319,6 +319,7 @@ class Life:
         self._announce_end()
         if self._predecessor is not None:
             self._predecessor.tell_succeeded(1)
+        self._succession.answer("")
         self.look()
 
     def grow_older(self, generations: int) -> None:
