@@ -76,7 +76,9 @@ def parse_addresses(addr: str | t.Sequence[str]) -> list[Address]:
         could not tell the two sockets apart.
     :raises TypeError: one is no text.
     """
-    addresses = [parse_address(text) for text in ([addr] if isinstance(addr, str) else addr)]
+    is_one = isinstance(addr, (str, bytes)) or not isinstance(addr, t.Iterable)
+    given = [t.cast("str", addr)] if is_one else addr
+    addresses = [parse_address(text) for text in given]
     if not addresses:
         raise ValueError("no address: expected at least one, such as ':8000'")
     texts = [address.text for address in addresses]
