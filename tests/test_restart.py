@@ -89,6 +89,7 @@ def is_refused(port: int) -> bool:
 
 
 def test_log_has_the_lines_of_the_article_in_its_order(program: t.Callable[..., Live]) -> None:
+    """They are endless's (row E4)."""
     one = program()
     port = one.port
     (old,) = one.wait_pids(1)

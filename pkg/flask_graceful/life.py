@@ -166,7 +166,11 @@ class Life:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         inherited = take_inheritance()
         old = inherited.parent[1] if inherited.parent else 0
-        addresses = [address for server in self._servers for address in server.addresses]
+        addresses = {
+            address: server.settings.tcp_keep_alive
+            for server in self._servers
+            for address in server.addresses
+        }
         listeners = acquire(addresses, inherited.listeners)
         try:
             by_name = {listener.requested: listener for listener in listeners}
@@ -181,7 +185,7 @@ class Life:
             raise
         self.state = State.RUNNING
         inherited.close_files()
-        self._restore_output(inherited)
+        inherited.streams.restore(self._loop)
         if inherited.parent is not None:
             self._relieve_predecessor(inherited)
         if self._predecessor is None:
@@ -190,22 +194,6 @@ class Life:
         # which then holds no request.
         for acceptor in self._acceptors:
             acceptor.start()
-
-    def _restore_output(self, inherited: Inheritance) -> None:
-        """Print where the old process prints, and pass on what others still print to it."""
-        streams = inherited.streams
-        streams.restore()
-
-        def watch(reader: int) -> None:
-            def copy() -> None:
-                if streams.copy(reader) == b"":
-                    self._loop.unwatch(reader)
-                    streams.forget(reader)
-
-            self._loop.watch(reader, copy)
-
-        for reader in streams.readers:
-            watch(reader)
 
     def _relieve_predecessor(self, inherited: Inheritance) -> None:
         """This process serves: tell the old one, and take its connections."""
@@ -295,7 +283,7 @@ class Life:
     def restart(self, tell: Tell = to_nobody) -> None:
         """As a signal would.
 
-        :param tell: takes the reason when there will be no successor, "" when it is ready.
+        :param tell: takes the reason when there will be no successor, "" when it has taken over.
         """
         log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart(tell)
@@ -331,6 +319,7 @@ class Life:
         self._announce_end()
         if self._predecessor is not None:
             self._predecessor.tell_succeeded(1)
+        self._succession.answer("")
         self.look()
 
     def grow_older(self, generations: int) -> None:

@@ -16,6 +16,10 @@ import stat
 import sys
 import typing as t
 from collections import deque
+from functools import partial
+
+if t.TYPE_CHECKING:
+    from .loop import Loop
 
 # What is remembered, and shown.
 MAX_LINES = 20
@@ -107,10 +111,11 @@ class Streams:
     def __init__(self, targets: t.Sequence[t.Sequence[int]], fds: t.Sequence[int]) -> None:
         self._targets = targets
         self._real = list(fds[::2])
-        self.readers = list(fds[1::2])
+        self._readers = list(fds[1::2])
 
-    def restore(self) -> None:
-        """Print to the real files from now on."""
+    def restore(self, loop: Loop) -> None:
+        """Print to the real files from now on; the loop passes on what other programs still print
+        into the pipes."""
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
@@ -120,20 +125,16 @@ class Streams:
         if self._targets:
             print_at_once(os.isatty(1))
 
-    def copy(self, reader: int) -> bytes | None:
-        """Pass on what other programs still print into a pipe; b"" when there are none left:
-        then it is to be forgotten."""
-        return copy(reader, self._real[self.readers.index(reader)])
+        for reader, real in zip(self._readers, self._real, strict=True):
+            loop.watch(reader, partial(_pass_on, loop, reader, real))
 
-    def forget(self, reader: int) -> None:
-        """Copy no more of this pipe."""
-        index = self.readers.index(reader)
-        os.close(self.readers.pop(index))
-        os.close(self._real.pop(index))
 
-    def close(self) -> None:
-        for reader in list(self.readers):
-            self.forget(reader)
+def _pass_on(loop: Loop, reader: int, real: int) -> None:
+    """Copy what has come, until nobody is left who prints into the pipe."""
+    if copy(reader, real) == b"":
+        loop.unwatch(reader)
+        os.close(reader)
+        os.close(real)
 
 
 def print_at_once(is_on: bool) -> None:
