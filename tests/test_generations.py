@@ -60,8 +60,7 @@ def test_two_restarts_50_ms_apart(program: Program) -> None:
     """Both are carried out, the second one by the successor, and no third one."""
     one = program.start()
     with Fresh(one.port, 2) as fresh, Steady(one.port, 4) as steady:
-        for _ in range(5):
-            before = len(started(one))
+        for before in range(1, 10, 2):
             old = generation(one, before)
             os.kill(old, signal.SIGHUP)
             time.sleep(0.05)
@@ -78,7 +77,7 @@ def test_two_restarts_50_ms_apart(program: Program) -> None:
 def test_restart_during_a_drain(program: Program) -> None:
     """Asked for at the old process, it is passed on to the one that serves; asked for at that one,
     it begins at once. The first one still drains all the while."""
-    one = program.start()
+    one = program.start(old_generations=5)
     first = generation(one, 1)
     with (
         slow_request(one, first, "done") as slow,
@@ -139,8 +138,7 @@ def check_stopped(one: Live, fresh: Fresh, steady: Steady, *pids: int) -> None:
     fresh.stop()
     steady.stop()
     assert fresh.broken == set()
-    assert {text.partition(":")[0] for text in fresh.failed} <= {"ConnectionRefusedError"}
-    assert {text.partition(":")[0] for text in steady.refused} <= {"ConnectionRefusedError"}
+    assert all("ConnectionRefusedError" in text for text in fresh.failed + steady.refused)
     assert not [one for one in steady.breaks if one.is_failure]
 
 
