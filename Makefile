@@ -1,13 +1,14 @@
 # make run   set up, create the database, serve on port 8000
 # make test  set up and run the tests
 # make check style and types
+# make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw of them
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check bench clean
+.PHONY: run test check soak bench clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -19,6 +20,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# So many restarts, and so many seconds from one to the next.
+RESTARTS = 400
+PACE = 1.5
+soak: $(VENV)/.dev
+	UNNOTICED_RESTARTS=$(RESTARTS) UNNOTICED_PACE=$(PACE) $(BIN)/python -m pytest -s \
+		"tests/test_unnoticed.py::test_no_client_notices_a_restart[tcp]" $(ARGS)
 
 # The peers have an environment of their own.
 BENCH = .venv-bench

@@ -195,6 +195,11 @@ WRONG = [
     ("--read-timeout|1m|web", "argument --read-timeout: expected a number of seconds, got '1m'"),
     ("--read-timeout|nan|web", "argument --read-timeout: expected a number of seconds, got nan"),
     ("--max-header-bytes|1.5|web", "argument --max-header-bytes: expected a whole number of bytes, got '1.5'"),  # noqa: E501
+    ("--listen-limit=-1|web", "argument --listen-limit: expected 0 to 2147483648, got -1"),
+    ("--old-generations|0|web", "argument --old-generations: expected 1 to 100, got 0"),
+    ("--shutdown-delay|soon|web", "argument --shutdown-delay: expected a number of seconds, got 'soon'"),  # noqa: E501
+    ("--tcp-keep-alive|3m|web", "argument --tcp-keep-alive: expected a number of seconds, got '3m'"),  # noqa: E501
+    ("--pidfile|a|web", "unknown flag '--pidfile'; did you mean '--pid-file'?"),
     ("--bind|8000|web", "argument --bind: address '8000': expected host:port, :port, [v6]:port, unix:/path or systemd:NAME"),  # noqa: E501
     ("--bind|:1|--bind|:1|web", "argument --bind: address ':1' is given 2 times"),
     ("--certfile|a|web", "--certfile is given without --keyfile; HTTPS needs both"),

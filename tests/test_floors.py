@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
-    ["holder", "sockfile", "listeners", "activation"],
+    ["holder", "handshakes", "sockfile", "listeners", "activation"],
     ["poller", "meter", "tls", "ranges", "channel"],
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],

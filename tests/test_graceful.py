@@ -389,7 +389,9 @@ def serving():
 
 thread = threading.Thread(target=serving)
 thread.start()
-thread.join()
+while thread.is_alive():
+    # Another thread may get a signal, and this one would not notice.
+    thread.join(0.05)
 say(os.getpid(), 'ends')
 """
 

@@ -228,6 +228,20 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def test_the_page_has_a_row_for_every_kind() -> None:
+    this = Path(__file__)
+    page = (this.parent.parent / "docs" / "features.md").read_text()
+    _, _, section = page.partition("\n## What a restart does to a connection\n")
+    section, _, _ = section.partition("\n## ")
+    tests = set(re.findall(r"^def test_(\w+)", this.read_text(), re.MULTILINE))
+    tests.remove("the_page_has_a_row_for_every_kind")
+    # In the last cell of a row, or in the sentence on hooks.
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[-2])}
+    assert named | {"the_server_s_hooks_see_the_move"} == tests
+    assert "`the_server_s_hooks_see_the_move`" in section
+
+
 # Idle connections.
 
 

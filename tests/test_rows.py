@@ -1,5 +1,5 @@
-"""Every row of the specification of Go's http.Server is accounted for: a test carries its id, or
-docs/differences.md says what is done instead."""
+"""Every row of the specification is accounted for, of Go's http.Server and of the systems that
+build on it: a test carries its id, or docs/differences.md says what is done instead."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ LAST_OF_KIND = {
     "F": 7,  # failures and log lines
     "X": 5,  # TLS
     "Y": 5,  # accept loop, sockets, contexts
+    "E": 19,  # fvbock/endless
+    "G": 16,  # facebookgo/grace
+    "H": 14,  # tylerb/graceful
+    "M": 12,  # braintree/manners
+    "U": 16,  # cloudflare/tableflip
 }
 ROWS = {f"{kind}{i}" for kind, last in LAST_OF_KIND.items() for i in range(1, last + 1)}
 
-_ID = r"(?:KA|TM|[LSCKPBRAFXY])[1-9][0-9]?"
+_ID = r"(?:KA|TM|[LSCKPBRAFXYEGHMU])[1-9][0-9]?"
 
 
 def in_tests() -> set[str]:
@@ -57,9 +62,8 @@ def _leading_id(key: ast.expr | None) -> t.Iterator[str]:
 
 
 def in_differences() -> set[str]:
-    """Ids in the first column of the table of differences from Go."""
-    text = DIFFERENCES.read_text().partition("## From Go")[2].partition("\n## ")[0]
-    cells = re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE)
+    """Ids in the first columns of the tables of differences."""
+    cells = re.findall(r"^\| ([^|]*) \|", DIFFERENCES.read_text(), re.MULTILINE)
     return {id for cell in cells for id in cell.split(", ") if re.fullmatch(_ID, id)}
 
 

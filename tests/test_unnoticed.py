@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live
+from conftest import ROOT, Client, Live
+from distance import CLIENTS, NOT_ALLOWED
 from load import Connect, KeptLoad, Load
 from test_tls import Files, TLSClient
 
@@ -113,6 +116,7 @@ def test_users_C_a_late_request_on_an_idle_connection_is_served(site: Site) -> N
         assert idle.get()[0] == 200
         os.kill(one.pid, signal.SIGTERM)
         one.wait_for("Waiting for connections")
+        time.sleep(0.3)
         for late in (idle, silent):
             code, headers, body = late.get("/?late")
             assert (code, headers["connection"], body) == (200, "close", b"%d late" % one.pid)
@@ -146,6 +150,9 @@ def test_users_E_a_request_in_flight_is_finished(site: Site) -> None:
     assert one.process.wait(10) == 0
 
 
+STOPS = 12
+
+
 def dial(address: t.Any) -> Client:
     """A client that does not wait long to be let in: a connect that comes too late is answered by
     nobody for a moment, and then refused."""
@@ -153,7 +160,7 @@ def dial(address: t.Any) -> Client:
 
 
 def test_users_F_who_was_let_in_is_served(site: Site) -> None:
-    for _ in range(int(os.environ.get("UNNOTICED_STOPS", 6))):
+    for _ in range(STOPS):
         one = site.start()
         with Load(port_of(one), clients=48, connect=dial, until_gone=True) as load:
             load.wait_count(500)
@@ -165,6 +172,19 @@ def test_users_F_who_was_let_in_is_served(site: Site) -> None:
         assert load.failed == []
         assert load.turned_away == 48
         assert one.process.wait(10) == 0
+
+
+def test_users_F_who_was_let_in_from_far_away_is_served(tmp_path: Path) -> None:
+    """A client believes that it is in a round trip before the server does."""
+    (tmp_path / "web.py").write_text(WEB)
+    command = [sys.executable, "-m", "flask_graceful", "web:app"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "distance.py"), "0.1", *command],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    if done.returncode == NOT_ALLOWED:
+        pytest.skip(f"a network of its own is not to be had here: {done.stdout}")
+    assert done.stdout.split() == ["answered"] * CLIENTS + ["exit", "status", "0"]
 
 
 def test_users_G_nobody_waits_for_the_boot(site: Site) -> None:

@@ -41,9 +41,11 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_graceful")
 
-# How long a queue must stay empty, in seconds, until nobody can be on the way into it: a handshake
-# that had begun when the door was shut ends within a round trip.
+# How long a queue must stay empty, in seconds, until it is believed to be.
 QUIET_TIME = 0.01
+# How long clients are waited for whose handshake had begun when the door was shut. It ends within a
+# round trip, and then they believe that they are in.
+HANDSHAKE_TIME = 0.5
 # Connections taken from one listener before others get their turn.
 ACCEPT_BATCH = 64
 # Accept errors that pass, and the pause after them in seconds (row Y1).
@@ -200,14 +202,17 @@ class Acceptor:
         poller.deadlines.forget(self)
 
     def _empty_queue(self) -> None:
-        """Let nobody in any more, and take all who are in."""
+        """Let nobody in any more, and take all who are in or have a foot in the door."""
         may_grow = self.listener.shut()
+        until = time.monotonic() + HANDSHAKE_TIME
         while True:
             self._accept(NEVER)
-            if not may_grow or not wait_ready(
-                self.listener.sock, False, time.monotonic() + QUIET_TIME
-            ):
+            now = time.monotonic()
+            if not may_grow:
                 return
+            if not wait_ready(self.listener.sock, False, now + QUIET_TIME):
+                # Asked before the last look: who is not awaited now has come, or never will.
+                may_grow = now < until and self.listener.is_awaited()
 
     def _accept(self, most: float) -> None:
         """Take up to `most` connections, and no more than the server has room for."""

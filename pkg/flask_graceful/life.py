@@ -168,7 +168,11 @@ class Life:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         inherited = take_inheritance()
         old = inherited.parent[1] if inherited.parent else 0
-        addresses = [address for server in self._servers for address in server.addresses]
+        addresses = {
+            address: server.settings.tcp_keep_alive
+            for server in self._servers
+            for address in server.addresses
+        }
         listeners = acquire(addresses, inherited.listeners)
         try:
             by_name = {listener.requested: listener for listener in listeners}
@@ -283,7 +287,7 @@ class Life:
     def restart(self, tell: Tell = to_nobody) -> None:
         """As a signal would.
 
-        :param tell: takes the reason when there will be no successor, "" when it is ready.
+        :param tell: takes the reason when there will be no successor, "" when it has taken over.
         """
         log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart(tell)
@@ -320,6 +324,7 @@ class Life:
         self._announce_end()
         if self._predecessor is not None:
             self._predecessor.tell_succeeded(1)
+        self._succession.answer("")
         self.look()
 
     def grow_older(self, generations: int) -> None:

@@ -21,6 +21,7 @@ import struct
 import sys
 import typing as t
 
+from .handshakes import has_handshakes
 from .holder import holder_text
 from .sockfile import SocketFile, remove_stale
 
@@ -76,7 +77,9 @@ def parse_addresses(addr: str | t.Sequence[str]) -> list[Address]:
         could not tell the two sockets apart.
     :raises TypeError: one is no text.
     """
-    addresses = [parse_address(text) for text in ([addr] if isinstance(addr, str) else addr)]
+    is_one = isinstance(addr, (str, bytes)) or not isinstance(addr, t.Iterable)
+    given = [t.cast("str", addr)] if is_one else addr
+    addresses = [parse_address(text) for text in given]
     if not addresses:
         raise ValueError("no address: expected at least one, such as ':8000'")
     texts = [address.text for address in addresses]
@@ -176,6 +179,10 @@ class Listener:
             pass
         return False
 
+    def is_awaited(self) -> bool:
+        """Are there clients who had knocked before it was shut, and are not in yet?"""
+        return self.network == "tcp" and has_handshakes(self.port)
+
     def close(self, unlink: bool = True) -> None:
         """Close the socket; a Unix socket's file goes too, unless a successor goes on with it."""
         if unlink and self.file is not None and self.sock.fileno() >= 0:
@@ -186,30 +193,39 @@ class Listener:
         return f"<Listener {self.network} {self.address}>"
 
 
-def listen(address: Address) -> Listener:
+def listen(address: Address, keep_alive: float = 0) -> Listener:
     """Bind a new listening socket.
 
+    :param keep_alive: see `Listener.probe_clients`; for who comes before it is served.
     :raises ListenError: the system refuses.
     """
     if address.name is not None:
         what = f"a socket named {address.name!r}" if address.name else "a socket"
         raise ListenError(errno.ENOENT, f"listen {address.text}: systemd has not passed {what}")
+    sock = None
     try:
         sock = _bind_unix(address.path) if address.path else _bind_tcp(address)
+        has_file = address.path and not _is_abstract(address.path)
+        file = SocketFile.at(address.path) if has_file else None
+        listener = Listener(sock, address.text, file=file)
+        listener.probe_clients(keep_alive)
+        sock.listen(_backlog())
     except OSError as error:
+        if sock is not None:
+            sock.close()
         network = "unix" if address.path else "tcp"
         where = address.path or address.text
         text = f"listen {network} {where}: bind: {(error.strerror or str(error)).lower()}"
         if error.errno == errno.EADDRINUSE and not address.path:
             text += holder_text(address.port)
         raise ListenError(error.errno, text) from error
-    has_file = address.path and not _is_abstract(address.path)
-    return Listener(sock, address.text, file=SocketFile.at(address.path) if has_file else None)
+    return listener
 
 
-def acquire(addresses: t.Iterable[Address], inherited: list[Listener]) -> list[Listener]:
+def acquire(addresses: t.Mapping[Address, float], inherited: list[Listener]) -> list[Listener]:
     """The listeners of all addresses, or of none: the inherited ones, and the others bound.
 
+    :param addresses: with what `listen` wants to know besides.
     :param inherited: those that nobody asks for any more are closed; what waits in their queues is
         left to the process that they came from.
     :raises ListenError: an address can't be bound. None of them is held then.
@@ -223,7 +239,7 @@ def acquire(addresses: t.Iterable[Address], inherited: list[Listener]) -> list[L
                 listeners.append(listener)
         for i, (address, listener) in enumerate(found):
             if listener is None:
-                listeners.insert(i, listen(address))
+                listeners.insert(i, listen(address, addresses[address]))
     except BaseException:
         give_up(listeners)
         raise
@@ -317,7 +333,6 @@ def _bound(family: int, sockaddr: t.Any, dual_stack: bool = False) -> socket.soc
         if dual_stack:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(sockaddr)
-        sock.listen(_backlog())
     except BaseException:
         sock.close()
         raise

@@ -106,8 +106,9 @@ class ReliefServer(Server):
             )  # fmt: skip
         if len(running) > MOST_REPORTED:
             log.warning("%d %s: %d more requests", pid, what, len(running) - MOST_REPORTED)
-        if self.tracked:
-            log.warning("%d %s: %d tracked pieces of work", pid, what, self.tracked)
+        if count := self.tracked:
+            pieces = "piece" if count == 1 else "pieces"
+            log.warning("%d %s: %d %s of tracked work", pid, what, count, pieces)
 
     def is_moving(self) -> bool:
         """Are connections on their way to another process? From any thread."""

@@ -191,7 +191,8 @@ class GracefulServer(ReliefServer):
         """Start a successor, as the restart signal does, and return at once; how that ends is
         logged.
 
-        :param wait: return when the successor is ready (row U9, Upgrade). Not from a hook.
+        :param wait: return when the successor has taken over (row U9, Upgrade): whoever asks from
+            now on is answered by it. Not from a hook.
         :raises RestartError: with `wait`: there will be none, or not now; this process goes on.
         :raises RuntimeError: nothing is served.
         """

@@ -125,7 +125,7 @@ class Server:
         """
         if self.is_stopping:
             raise ServerClosed
-        self.serve(listen(self.address))
+        self.serve(listen(self.address, self.settings.tcp_keep_alive))
 
     def listen_and_serve_tls(self, certfile: str = "", keyfile: str = "") -> t.NoReturn:
         """The same over TLS; an empty address is `:443` (row L6).
@@ -138,7 +138,8 @@ class Server:
         if self.is_stopping:
             raise ServerClosed
         credentials = self._load(certfile, keyfile)
-        listener = listen(parse_address(self.address.text, HTTPS_PORT))
+        address = parse_address(self.address.text, HTTPS_PORT)
+        listener = listen(address, self.settings.tcp_keep_alive)
         self._start(listener, credentials=credentials).wait()
 
     def serve(self, listener: Listener | socket.socket) -> t.NoReturn:

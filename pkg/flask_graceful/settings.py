@@ -190,6 +190,8 @@ def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
     if unit == PATH:
         if not isinstance(value, (str, PurePath)):
             raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
+        if "\0" in str(value):
+            raise ValueError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
         return str(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")

@@ -50,7 +50,7 @@ class Succession:
         # How many processes have taken over since the successor did.
         self.generations = 0
         self._wants_restart = False
-        # Who waits for the end of the boot.
+        # Who waits for the end of the restart.
         self._tell: Tell = to_nobody
         # Connections that leave, until the loop sees to them; and how many have left and not yet
         # arrived, or come back.
@@ -116,7 +116,7 @@ class Succession:
     def restart(self, tell: Tell) -> None:
         """Start a successor, or have it started when that is possible.
 
-        :param tell: takes the reason when there will be none now, "" when it is ready.
+        :param tell: takes the reason when there will be none now, "" when it has taken over.
         """
         if self.successor is not None and self.has_relief and not self._life.is_stopping:
             # This process is on its way out, or about to be; who serves now is the one to restart.
@@ -137,6 +137,14 @@ class Succession:
             tell("a restart is under way; another one follows it")
         else:
             self._spawn(tell)
+
+    def answer(self, reason: str) -> None:
+        """Tell who has asked for the restart that it has ended, once.
+
+        :param reason: why it has failed; empty: the successor has taken over.
+        """
+        tell, self._tell = self._tell, to_nobody
+        tell(reason)
 
     def _refuse(self, level: int, reason: str, tell: Tell) -> None:
         log.log(level, "%d Not restarted: %s.", os.getpid(), reason)
@@ -189,7 +197,6 @@ class Succession:
         is_alive = successor.listen()
         if successor.is_ready and not was_ready:
             self._end_boot(successor)
-            self._tell("")
             self._claims_until = NEVER
             if self._wants_restart:
                 self._wants_restart = False
@@ -234,7 +241,7 @@ class Succession:
                 "%d Restart failed: %s; this process goes on serving.%s", pid, how, _quoted(lines)
             )
             self._life.resume()
-            self._tell(how)
+            self.answer(how)
         elif self.is_past or self.generations:
             # It took over, and has been replaced or stopped since.
             if not self.is_past:
@@ -245,6 +252,7 @@ class Succession:
         self._take_back(returned)
         if successor.is_ready:
             how = successor.reap()
+            self.answer(f"successor {new} {how}")
             if self.is_past or self._life.is_stopping:
                 log.info("%d Successor %d %s.", pid, new, how)
             else:
