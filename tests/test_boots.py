@@ -6,18 +6,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import typing as t
-import venv
 from pathlib import Path
 
 import flask_graceful
 import pytest
-from conftest import Client, Live, wait_until
-from steady import PROGRAM, Fresh, Program, Steady, generation, slow_request
+from conftest import Live, wait_until
+from steady import Fresh, Program, Steady, generation
 
 PACKAGE = Path(flask_graceful.__file__).parent
 
@@ -56,6 +54,10 @@ class Printing:
     def out(self) -> str:
         return self._out.read_text()
 
+    def wait_out(self, text: str, since: int = 0) -> None:
+        """Wait for a text on standard output, behind so many characters."""
+        wait_until(lambda: text in self.out[since:], repr(text))
+
     @property
     def err(self) -> str:
         return self._err.read_text()
@@ -85,8 +87,8 @@ BROKEN = [
 
 
 def test_three_broken_successors_and_a_good_one(program: Program) -> None:
-    """The log says how each has failed, and has the end of what it printed, on both streams; all of
-    that also went where this process prints. Serving is not touched, and the good one takes over."""
+    """The log says how each has failed, and has the end of what it printed, on both streams; all
+    of that also went where this process prints. Serving goes on, and the good one takes over."""
     program.write()
     with Printing(program.directory, boot_timeout=2) as one:
         old = one.pid(1)
@@ -147,8 +149,8 @@ os.write(1, f"end of the child of {sys.argv[1]}\\n".encode())
 def test_what_a_child_of_the_application_prints_arrives_in_all_generations(
     program: Program,
 ) -> None:
-    """It was started while its parent booted, so it prints into a pipe. It outlives the old process,
-    its parent, and the parent's successor, and must not be killed for printing."""
+    """It was started while its parent booted, so it prints into a pipe. It outlives the old
+    process, its parent, and the parent's successor, and must not be killed for printing."""
     child = f"""
 import subprocess
 subprocess.Popen([sys.executable, "-c", {CHATTY!r}, str(os.getpid())])
@@ -161,16 +163,14 @@ subprocess.Popen([sys.executable, "-c", {CHATTY!r}, str(os.getpid())])
         for number in range(2, 6):
             os.kill(parents[-1], signal.SIGHUP)
             parents.append(one.pid(number))
-            wait_until(lambda: one.err.count("Serve() returning") == number - 1, "the end")
+            one.wait_err(rf"^{parents[-2]} Serve\(\) returning")
             for pid in parents:
-                before = len(one.out)
-                wait_until(lambda: f"child of {pid}\n" in one.out[before:], f"the child of {pid}")
+                one.wait_out(f"child of {pid}\n", len(one.out))
             # What the process itself prints, too.
-            before = len(one.out)
-            wait_until(lambda: f"{parents[-1]} says" in one.out[before:], "the new process")
+            one.wait_out(f"{parents[-1]} says", len(one.out))
         program.let_go("enough")
         for pid in parents:
-            wait_until(lambda: f"end of the child of {pid}\n" in one.out, f"the child of {pid}")
+            one.wait_out(f"end of the child of {pid}\n")
         # The pipes are gone with those who printed into them.
         wait_until(lambda: not count_pipes(parents[-1]), "no pipes left")
 

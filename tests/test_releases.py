@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import typing as t
 import venv
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import flask_graceful
 import httptools
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live
 from steady import PROGRAM, Fresh, Program, Steady, generation, slow_request
 
 PACKAGE = Path(flask_graceful.__file__).parent
@@ -128,8 +127,8 @@ def test_directory_that_is_missing_and_put_back(
 def test_release_deleted_while_the_old_process_drains(
     tmp_path: Path, command: t.Callable[..., Live]
 ) -> None:
-    """With its code, its environment and this package: it finishes its requests, one of which fails
-    with a traceback, says all that it has to say, and can still serve on when its successor dies."""
+    """With its code, its environment and this package: it finishes its requests, one of which
+    fails with a traceback, says what it has to say, and can serve on when its successor dies."""
     old_release = release(tmp_path / "one")
     release(tmp_path / "two")
     current = tmp_path / "current"

@@ -315,6 +315,9 @@ class Life:
         if self.state is not State.RUNNING or not self._succession.has_relief:
             return
         self.state = State.RELIEVED
+        if self._predecessor is not None:
+            # First: should this process die, the old one must know that somebody serves.
+            self._predecessor.tell_succeeded(1)
         successor = self._succession.successor
         assert successor is not None
         for server in self._servers:
@@ -322,8 +325,6 @@ class Life:
         self._succession.see_off()
         self._streams.unwatch(self._loop)
         self._announce_end()
-        if self._predecessor is not None:
-            self._predecessor.tell_succeeded(1)
         self._succession.answer("")
         self.look()
 
