@@ -324,6 +324,9 @@ class GracefulServer(ReliefServer):
         assert self._life is not None
         self._life.hand_over(parcel)
 
+    def has_old_process(self) -> bool:
+        return not self.parent_gone.is_set()
+
     def is_moving(self) -> bool:
         return self._life is not None and self._life.is_moving()
 
