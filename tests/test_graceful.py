@@ -187,13 +187,13 @@ def test_H5_a_stop_while_it_begins_is_remembered(running: Start) -> None:
 
 
 def test_H7_H12_connections_taken_over_count_until_they_end(running: Start) -> None:
-    app = Echo()
-    one = running(app, listen_limit=1)
-    with one.connect() as first, one.connect().send(GET) as second:
-        switch(first)
-        assert not second.is_closed(0.2)
-        first.sock.shutdown(socket.SHUT_WR)
-        assert second._exactly(len(SWITCH)) == SWITCH
+    one = running(Echo(), listen_limit=2)
+    with switch(one.connect()) as first, switch(one.connect()):
+        assert one.server.connections() == []
+        with one.connect().send(GET) as third:
+            assert not third.is_closed(0.2)
+            first.sock.shutdown(socket.SHUT_WR)
+            assert third._exactly(len(SWITCH)) == SWITCH
 
 
 def test_H8_a_full_server_stops_in_its_time(hosted: Host) -> None:

@@ -46,6 +46,8 @@ QUIET_TIME = 0.01
 # How long clients are waited for whose handshake had begun when the door was shut. It ends within a
 # round trip, and then they believe that they are in.
 HANDSHAKE_TIME = 0.5
+# How long a stop tries to make room for who waits when the system has none, in seconds.
+ROOM_TIME = 0.1
 # The most that Linux lets a queue hold unless told otherwise (SOMAXCONN).
 MAX_QUEUE = 4096
 # Connections taken from one listener before others get their turn.
@@ -212,26 +214,31 @@ class Acceptor:
         # Of a queue that others fill as well, what was in it is enough.
         most = NEVER if self.listener.is_shut else MAX_QUEUE
         while True:
-            is_over = self._take_all(most)
+            self._take_all(most)
             now = time.monotonic()
-            if not may_grow and (is_over or now > until):
+            if not may_grow:
                 return
             if not wait_ready(self.listener.sock, False, now + QUIET_TIME):
                 # Asked before the last look: who is not awaited now has come, or never will.
                 may_grow = now < until and self.listener.is_awaited()
 
-    def _take_all(self, most: float) -> bool:
-        """Take all that are in the queue, beyond every limit; False while the system can't."""
-        try:
-            self._accept(most, heeds_room=False)
-        except OSError as error:
-            if error.errno not in _PASSING_ERRORS:
-                raise
+    def _take_all(self, most: float) -> None:
+        """Take all that are in the queue, beyond every limit.
+
+        :raises OSError: the system can't.
+        """
+        until = time.monotonic() + ROOM_TIME
+        while True:
+            try:
+                self._accept(most, heeds_room=False)
+                return
+            except OSError as error:
+                if error.errno not in _PASSING_ERRORS or time.monotonic() > until:
+                    raise
             # Those who have nothing to ask make room for those who wait.
             for connection in self._server.connections():
                 connection.retire()
-            return False
-        return True
+            time.sleep(QUIET_TIME)
 
     def _accept(self, most: float, heeds_room: bool = True) -> None:
         """Take up to `most` connections, and no more than the server has room for."""
