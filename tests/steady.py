@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import select
+import signal
 import socket
 import threading
 import typing as t
@@ -81,6 +83,22 @@ def generation(one: Live, number: int) -> int:
     """The pid of the process that was the first to be ready, the second, ... once it is there.
     What a process that failed has printed may be quoted, and does not count."""
     return int(one.wait_for(r"^Actual pid is (\d+)", number)[1])
+
+
+def is_gone(pid: int) -> bool:
+    """Has the process ended? A zombie has."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def restart(one: Live, number: int) -> int:
+    """The generation with this number takes over, and the one before it ends."""
+    os.kill(generation(one, number - 1), signal.SIGHUP)
+    pid = generation(one, number)
+    one.wait_for(r"Serve\(\) returning", number - 1)
+    return pid
 
 
 @contextlib.contextmanager
@@ -202,6 +220,8 @@ class Steady:
         self._progress = threading.Condition()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        # Who gave each client its last answer.
+        self._last: dict[threading.Thread, int] = {}
 
     def __enter__(self) -> Steady:
         for thread in self._threads:
@@ -232,6 +252,15 @@ class Steady:
             came = self._progress.wait_for(lambda: answered() >= start + count, seconds)
             assert came, f"{answered() - start} of {count} more answers, {self.breaks[-5:]}"
 
+    def wait_all(self, pid: int, seconds: float = 30) -> None:
+        """Wait until all clients are served by this process."""
+        with self._progress:
+
+            def are_there() -> bool:
+                return {self._last.get(thread) for thread in self._threads} == {pid}
+
+            assert self._progress.wait_for(are_there, seconds), (self._last, self.breaks[-5:])
+
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
@@ -260,6 +289,7 @@ class Steady:
                 self._note(Break(client.name, False, f"Connection: {headers['connection']}"))
             with self._progress:
                 self.answers[int(body)] += 1
+                self._last[threading.current_thread()] = int(body)
                 self._progress.notify_all()
             if "connection" in headers:
                 return

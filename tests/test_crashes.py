@@ -191,7 +191,7 @@ def test_successor_killed_later_while_the_old_process_drains(program: Program) -
         os.kill(old, signal.SIGHUP)
         victim = generation(one, 2)
         one.wait_for(rf"^{old} Waiting for connections")
-        steady.wait_more(100, victim)
+        steady.wait_all(victim)
         assert crowd.ask() == {victim: 50}
         os.kill(victim, signal.SIGKILL)
         one.wait_for(rf"{victim} was killed by SIGKILL; this process serves again\.")
@@ -228,7 +228,7 @@ def test_old_process_killed_while_it_drains(program: Program) -> None:
         os.kill(old, signal.SIGHUP)
         new = generation(one, 2)
         one.wait_for(rf"^{old} Waiting for connections")
-        steady.wait_more(100, new)
+        steady.wait_all(new)
         assert crowd.ask() == {new: 50}
         os.kill(old, signal.SIGKILL)
         assert slow.rest() == b""
@@ -252,7 +252,8 @@ def test_middle_process_killed(program: Program) -> None:
             os.kill(generation(one, number - 1), signal.SIGHUP)
             generation(one, number)
             one.wait_for("Waiting for connections", number - 1)
-        _, second, third = (generation(one, number) for number in (1, 2, 3))
+        second, third = (generation(one, number) for number in (2, 3))
+        steady.wait_all(third)
         os.kill(second, signal.SIGKILL)
         one.wait_for(rf"^{first} Successor {second} was killed by SIGKILL\.$")
         steady.wait_more(100, third)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Client, Live, wait_until
-from steady import Fresh, Program, Steady, generation, slow_request
+from steady import Fresh, Program, Steady, generation, is_gone, slow_request
 
 BOOT = "while not os.path.exists('boot'): time.sleep(0.01)"
 # A process sends its SIGTERM to the old one only when the file is there. Until then its word that
@@ -34,14 +34,6 @@ os.kill = kill_late
 @pytest.fixture
 def program(tmp_path: Path, live: t.Callable[..., Live]) -> Program:
     return Program(tmp_path, live)
-
-
-def is_gone(pid: int) -> bool:
-    """Has the process ended? A zombie has."""
-    try:
-        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return True
 
 
 def is_refused(port: int) -> bool:
@@ -231,7 +223,7 @@ def test_oldest_of_five_generations_is_cut_and_says_what(program: Program) -> No
             os.kill(generation(one, number - 1), signal.SIGHUP)
             pid = generation(one, number)
             one.wait_for("Waiting for connections", number - 1)
-            steady.wait_more(50, pid)
+            steady.wait_all(pid)
             if number < 5:
                 others.append(stack.enter_context(slow_request(one, pid, "done")))
         one.wait_for(rf"^{first} 3 newer processes still finish requests; this one is the oldest\.")

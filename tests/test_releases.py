@@ -14,7 +14,7 @@ import flask_graceful
 import httptools
 import pytest
 from conftest import Client, Live
-from steady import PROGRAM, Fresh, Program, Steady, generation, slow_request
+from steady import PROGRAM, Fresh, Program, Steady, generation, restart, slow_request
 
 PACKAGE = Path(flask_graceful.__file__).parent
 
@@ -36,14 +36,6 @@ def command() -> t.Iterator[t.Callable[..., Live]]:
     yield start
     for one in started:
         one.end()
-
-
-def restart(one: Live, number: int) -> int:
-    """The generation with this number takes over, and the one before it ends."""
-    os.kill(generation(one, number - 1), signal.SIGHUP)
-    pid = generation(one, number)
-    one.wait_for(r"Serve\(\) returning", number - 1)
-    return pid
 
 
 def release(directory: Path) -> Path:
