@@ -253,6 +253,8 @@ def test_middle_process_killed(program: Program) -> None:
             generation(one, number)
             one.wait_for("Waiting for connections", number - 1)
         _, second, third = (generation(one, number) for number in (1, 2, 3))
+        # Nothing is the second one's any more.
+        steady.wait_more(100, third)
         os.kill(second, signal.SIGKILL)
         one.wait_for(rf"^{first} Successor {second} was killed by SIGKILL\.$")
         steady.wait_more(100, third)

@@ -316,9 +316,10 @@ class Life:
         for server in self._servers:
             server.relieve(successor.listening)
         self._succession.see_off()
-        self._announce_end()
         if self._predecessor is not None:
+            # At once: should this process die untold, the old one would serve again.
             self._predecessor.tell_succeeded(1)
+        self._announce_end()
         self._succession.answer("")
         self.look()
 
