@@ -18,16 +18,18 @@ from conftest import DEADLINE, Client, Live
 from load import Load
 
 # It notes each connection's states in the file `states`, which outlives a killed process; a
-# request for /slow ends when the file that it names is there.
+# request for /slow ends when the file that it names is there; one for /slow/fail fails then.
 PROGRAM = """
 import os, signal, sys, time
 from flask_graceful import GracefulServer, ServerClosed
 
 def app(environ, start_response):
-    if environ["PATH_INFO"] == "/slow":
+    if environ["PATH_INFO"].startswith("/slow"):
         print(f"{os.getpid()} slow begins: {environ['QUERY_STRING']}", flush=True)
         while not os.path.exists(environ["QUERY_STRING"]):
             time.sleep(0.01)
+    if environ["PATH_INFO"] == "/slow/fail":
+        raise ValueError("as asked for")
     body = b"%d" % os.getpid()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
@@ -82,10 +84,10 @@ def generation(one: Live, number: int) -> int:
 
 
 @contextlib.contextmanager
-def slow_request(one: Live, pid: int, until: str) -> t.Iterator[Client]:
+def slow_request(one: Live, pid: int, until: str, path: str = "/slow") -> t.Iterator[Client]:
     """A request that this process serves until the file is there; who awaits its response."""
     with Client(("127.0.0.1", one.port)) as client:
-        client.send(f"GET /slow?{until} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        client.send(f"GET {path}?{until} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         one.wait_for(rf"^{pid} slow begins: {until}$")
         yield client
 

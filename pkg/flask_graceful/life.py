@@ -26,6 +26,7 @@ from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .inheritance import take_inheritance
 from .listeners import acquire, give_up
 from .loop import Loop, Tell, Timer, to_nobody
+from .output import Streams
 from .pidfile import PidFile
 from .poller import Signals
 from .predecessor import Predecessor
@@ -83,6 +84,7 @@ class Life:
         self._was_told = False
         self._hammer_time = self.settings.hammer_time
         self._pid_file = PidFile(self.settings.pid_file)
+        self._streams = Streams([], [])
         self._delay_timer = Timer(self._shut_down)
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
@@ -185,7 +187,9 @@ class Life:
             raise
         self.state = State.RUNNING
         inherited.close_files()
-        inherited.streams.restore(self._loop)
+        self._streams = inherited.streams
+        self._streams.restore()
+        self._streams.watch(self._loop)
         if inherited.parent is not None:
             self._relieve_predecessor(inherited)
         if self._predecessor is None:
@@ -303,7 +307,7 @@ class Life:
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        return Successor(listeners, files, self._first.handles_signals)
+        return Successor(listeners, files, self._streams, self._first.handles_signals)
 
     def give_way(self) -> None:
         """A successor asks for it, and may have died since: accept no more, and let connections
@@ -311,6 +315,9 @@ class Life:
         if self.state is not State.RUNNING or not self._succession.has_relief:
             return
         self.state = State.RELIEVED
+        if self._predecessor is not None:
+            # First: should this process die, the old one must know that somebody serves.
+            self._predecessor.tell_succeeded(1)
         successor = self._succession.successor
         assert successor is not None
         for server in self._servers:
@@ -319,6 +326,7 @@ class Life:
         if self._predecessor is not None:
             # At once: should this process die untold, the old one would serve again.
             self._predecessor.tell_succeeded(1)
+        self._streams.unwatch(self._loop)
         self._announce_end()
         self._succession.answer("")
         self.look()
@@ -360,6 +368,7 @@ class Life:
             if self._predecessor is not None:
                 # Should this process die too, it is the old one's turn.
                 self._predecessor.tell_succeeded(0)
+            self._streams.watch(self._loop)
             for server in self._servers:
                 server.resume()
         if self.state is State.RUNNING:

@@ -6,7 +6,8 @@ Owns the pipes between a booting successor's standard output and error and those
 Strategy: until it is ready, a successor prints into a pipe. The parent copies what comes to where
 it prints itself, and remembers the end of it for the message that the boot has failed. When the
 successor is ready it puts the real files in the place of the pipe. Programs that it started
-meanwhile still have the pipe, so it goes on copying for them, as long as there are any.
+meanwhile still have the pipe, so it goes on copying for them, and its successors after it, as long
+as there are any: nobody is to be killed for printing into a pipe that nobody reads.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from functools import partial
 if t.TYPE_CHECKING:
     from .loop import Loop
 
-# What is remembered, and shown.
+# What is remembered of each stream, and shown.
 MAX_LINES = 20
 MAX_BYTES = 8192
+# The largest pipe that Linux makes unasked holds as much as so many reads.
+READ_SIZE = 65536
+MAX_READS = 16
+# Pipes of earlier boots that are handed on.
+MOST_PIPES = 32
 
 
 class Tap:
@@ -35,17 +41,33 @@ class Tap:
 
     def __init__(self, targets: t.Sequence[int]) -> None:
         self.targets = targets
+        self._tail: deque[bytes] = deque()
+        self._size = 0
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
 
-    def copy(self) -> bytes | None:
-        """Pass on what has come; None when there is nothing now, b"" at the end."""
-        return copy(self.reader, self.targets[0])
+    def copy(self) -> bool:
+        """Pass on some of what has come, and remember the end of it; was there something?"""
+        data = copy(self.reader, self.targets[0])
+        if not data:
+            return False
+        self._tail.append(data)
+        self._size += len(data)
+        while self._size - len(self._tail[0]) > MAX_BYTES:
+            self._size -= len(self._tail.popleft())
+        return True
+
+    def last_lines(self) -> list[str]:
+        text = b"".join(self._tail)[-MAX_BYTES:].decode("utf-8", "replace")
+        return text.splitlines()[-MAX_LINES:]
 
     def close_writer(self) -> None:
-        os.close(self.writer)
+        if self.writer >= 0:
+            os.close(self.writer)
+        self.writer = -1
 
     def close(self) -> None:
+        self.close_writer()
         os.close(self.reader)
 
 
@@ -56,8 +78,6 @@ class Boot:
     """
 
     def __init__(self) -> None:
-        self._tail: deque[bytes] = deque()
-        self._size = 0
         # Does a person see at once what is passed on, above what is logged?
         self.is_seen = os.isatty(2)
         self.taps: list[Tap] = []
@@ -69,8 +89,12 @@ class Boot:
                 continue
             device = status.st_rdev if stat.S_ISCHR(status.st_mode) else 0
             groups.setdefault((status.st_dev, status.st_ino, device), []).append(fd)
-        for fds in groups.values():
-            self.taps.append(Tap(fds))
+        try:
+            for fds in groups.values():
+                self.taps.append(Tap(fds))
+        except OSError:
+            self.close()
+            raise
 
     def writer_for(self, fd: int) -> int | None:
         """What the successor is to have under this number; None: as its parent."""
@@ -82,18 +106,22 @@ class Boot:
             tap.close_writer()
 
     def copy(self) -> None:
-        """Pass on what the successor has printed, and remember the end of it."""
+        """Pass on some of what the successor has printed; one that never stops printing is not to
+        keep its parent from everything else."""
         for tap in self.taps:
-            while data := tap.copy():
-                self._tail.append(data)
-                self._size += len(data)
-                while self._size - len(self._tail[0]) > MAX_BYTES:
-                    self._size -= len(self._tail.popleft())
+            tap.copy()
+
+    def copy_rest(self) -> None:
+        """Pass on what it has printed until now."""
+        for tap in self.taps:
+            for _ in range(MAX_READS):
+                if not tap.copy():
+                    break
 
     def last_lines(self) -> list[str]:
-        """The last lines that the successor has printed."""
-        text = b"".join(self._tail)[-MAX_BYTES:].decode("utf-8", "replace")
-        return text.splitlines()[-MAX_LINES:]
+        """The last lines that the successor has printed: those of standard error come last, since
+        they tell why it ended."""
+        return [line for tap in self.taps for line in tap.last_lines()]
 
     def close(self) -> None:
         for tap in self.taps:
@@ -102,39 +130,50 @@ class Boot:
 
 
 class Streams:
-    """The successor's way back to the files that it is to print to.
+    """The way back to the files that this process is to print to; and there for what others still
+    print into the pipes, of this boot and of earlier ones.
 
-    :param targets: the descriptors that are pipes now, for each pipe.
+    :param targets: for each pipe, the descriptors whose place it takes here; none, where it took it
+        in an older process.
     :param fds: for each pipe the real file and the pipe's reading end.
     """
 
     def __init__(self, targets: t.Sequence[t.Sequence[int]], fds: t.Sequence[int]) -> None:
         self._targets = targets
-        self._real = list(fds[::2])
-        self._readers = list(fds[1::2])
+        # By the reading ends.
+        self._real = dict(zip(fds[1::2], fds[::2], strict=True))
 
-    def restore(self, loop: Loop) -> None:
-        """Print to the real files from now on; the loop passes on what other programs still print
-        into the pipes."""
+    def restore(self) -> None:
+        """Print to the real files from now on."""
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        for targets, real in zip(self._targets, self._real, strict=True):
+        for targets, real in zip(self._targets, self._real.values(), strict=True):
             for target in targets:
                 os.dup2(real, target)
         if self._targets:
             print_at_once(os.isatty(1))
 
-        for reader, real in zip(self._readers, self._real, strict=True):
-            loop.watch(reader, partial(_pass_on, loop, reader, real))
+    def watch(self, loop: Loop) -> None:
+        """Pass on what others print, as long as there is somebody."""
+        for reader in self._real:
+            loop.watch(reader, partial(self._copy, loop, reader))
 
+    def unwatch(self, loop: Loop) -> None:
+        """Leave that to another process."""
+        for reader in self._real:
+            loop.unwatch(reader)
 
-def _pass_on(loop: Loop, reader: int, real: int) -> None:
-    """Copy what has come, until nobody is left who prints into the pipe."""
-    if copy(reader, real) == b"":
-        loop.unwatch(reader)
-        os.close(reader)
-        os.close(real)
+    def _copy(self, loop: Loop, reader: int) -> None:
+        if copy(reader, self._real[reader]) == b"":
+            loop.unwatch(reader)
+            os.close(reader)
+            os.close(self._real.pop(reader))
+
+    def fds(self) -> list[int]:
+        """What a successor needs to go on with it: the pipes of the last MOST_PIPES at most."""
+        pairs = [(real, reader) for reader, real in self._real.items()]
+        return [fd for pair in pairs[:MOST_PIPES] for fd in pair]
 
 
 def print_at_once(is_on: bool) -> None:
@@ -147,7 +186,7 @@ def print_at_once(is_on: bool) -> None:
 def copy(reader: int, target: int) -> bytes | None:
     """Copy what a pipe holds; None when that is nothing now, b"" at its end."""
     try:
-        data = os.read(reader, 65536)
+        data = os.read(reader, READ_SIZE)
     except BlockingIOError:
         return None
     rest = memoryview(data)

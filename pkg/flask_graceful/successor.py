@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import typing as t
+from contextlib import ExitStack
 
 from .channel import VARIABLE, Channel, ChannelError
 from .handover import Parcel, Sender
@@ -25,6 +26,7 @@ from .output import Boot
 
 if t.TYPE_CHECKING:
     from .listeners import Listener
+    from .output import Streams
 
 log = logging.getLogger("flask_graceful")
 
@@ -43,13 +45,33 @@ def _start_directory() -> str:
         return here
 
 
+def _script_place() -> int:
+    """Where in the command a script is that was started as a program: after the words of its first
+    line, which name the interpreter. 0: there is none."""
+    for place, word in enumerate(sys.orig_argv[1:3], 1):
+        try:
+            with open(word, "rb") as file:
+                line = os.fsdecode(file.readline(512))
+        except (OSError, ValueError):
+            continue
+        if line.startswith("#!") and line[2:].strip().split(None, 1) == sys.orig_argv[:place]:
+            return place
+    return 0
+
+
 # Taken at import: the application may go elsewhere.
 _directory = _start_directory()
+_script = _script_place()
 
 
 def command() -> list[str]:
     """The command of this process, for another one in the directory where it was given."""
     words = sys.orig_argv or [sys.executable]
+    if _script:
+        # By its interpreter of now, which may be another release's.
+        script = os.path.join(_directory, words[_script])
+        if os.access(script, os.X_OK):
+            return [script, *words[_script + 1 :]]
     program = words[0]
     if os.sep in program:
         # Not sys.executable: that has the directory in it, without its links.
@@ -66,6 +88,7 @@ class Successor:
 
     :param listeners: what it inherits, and goes on with as far as it still has these addresses.
     :param files: descriptors that the application hands on, by their names.
+    :param streams: what this process passes on for others, and the successor will.
     :param signals: does this process act on signals?
     :raises OSError: it can't be started.
     """
@@ -80,28 +103,30 @@ class Successor:
     is_leaving = False
 
     def __init__(
-        self, listeners: t.Sequence[Listener], files: t.Mapping[str, int], signals: bool
+        self,
+        listeners: t.Sequence[Listener],
+        files: t.Mapping[str, int],
+        streams: Streams,
+        signals: bool,
     ) -> None:
         # The addresses that it goes on with, and whether their connections are plain.
         self.listening: dict[str, bool] = {}
         # What it could not take.
         self.refused: list[Parcel] = []
-        ours, theirs = socket.socketpair()
-        self.channel = Channel(ours)
-        self.sender = Sender(self.channel)
-        self._boot = Boot()
-        try:
-            # Sent before anybody is there to receive it: whatever happens to this process from
-            # now on, the listening sockets outlive it.
-            self._bequeath(listeners, files, signals)
-            self._process = self._spawn(theirs.fileno())
-        except BaseException:
-            self.channel.close()
-            self._boot.close()
-            raise
-        finally:
-            theirs.close()
-            self._boot.started()
+        with ExitStack() as undo:
+            self._boot = Boot()
+            undo.callback(self._boot.close)
+            ours, theirs = socket.socketpair()
+            self.channel = Channel(ours)
+            undo.callback(self.channel.close)
+            self.sender = Sender(self.channel)
+            with theirs:
+                # Sent before anybody is there to receive it: whatever happens to this process
+                # from now on, the listening sockets outlive it.
+                self._bequeath(listeners, files, streams, signals)
+                self._process = self._spawn(theirs.fileno())
+            undo.pop_all()
+        self._boot.started()
         self.pid = self._process.pid
 
     def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
@@ -112,17 +137,23 @@ class Successor:
         )
 
     def _bequeath(
-        self, listeners: t.Sequence[Listener], files: t.Mapping[str, int], signals: bool
+        self,
+        listeners: t.Sequence[Listener],
+        files: t.Mapping[str, int],
+        streams: Streams,
+        signals: bool,
     ) -> None:
-        streams = [fd for tap in self._boot.taps for fd in (tap.targets[0], tap.reader)]
+        older = streams.fds()
+        pipes = [fd for tap in self._boot.taps for fd in (tap.targets[0], tap.reader)]
+        targets: list[list[int]] = [list(tap.targets) for tap in self._boot.taps]
         self.channel.send(
             {
                 "listeners": [[one.requested, one.is_ours, one.file] for one in listeners],
                 "files": list(files),
-                "streams": [list(tap.targets) for tap in self._boot.taps],
+                "streams": targets + [[]] * (len(older) // 2),
                 "signals": signals,
             },
-            [*(listener.fileno() for listener in listeners), *files.values(), *streams],
+            [*(listener.fileno() for listener in listeners), *files.values(), *pipes, *older],
         )
 
     def pipes(self) -> list[int]:
@@ -130,15 +161,16 @@ class Successor:
         return [tap.reader for tap in self._boot.taps]
 
     def copy_output(self) -> None:
-        """Pass on what it has printed."""
+        """Pass on some of what it has printed."""
         self._boot.copy()
 
     def close_output(self) -> list[str]:
         """Its boot is over, in one way or the other: the last lines that it has printed, unless
         they stand on the same terminal already."""
-        self._boot.copy()
+        self._boot.copy_rest()
+        lines = [] if self._boot.is_seen else self._boot.last_lines()
         self._boot.close()
-        return [] if self._boot.is_seen else self._boot.last_lines()
+        return lines
 
     def listen(self) -> bool:
         """Take in what it says; False when it is gone."""
