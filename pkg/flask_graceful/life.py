@@ -166,7 +166,6 @@ class Life:
     def _begin(self) -> None:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         inherited = take_inheritance()
-        old = inherited.parent[1] if inherited.parent else 0
         addresses = {
             address: server.settings.tcp_keep_alive
             for server in self._servers
@@ -177,10 +176,12 @@ class Life:
             by_name = {listener.requested: listener for listener in listeners}
             own = [[by_name[one.text] for one in server.addresses] for server in self._servers]
             for server, some in zip(self._servers, own, strict=True):
-                server.run_before_begin(some, old)
+                server.run_before_begin(some)
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
             self._pid_file.write()
+            for server in self._servers:
+                server.log_start(inherited.parent[1] if inherited.parent else 0)
         except BaseException:
             give_up(listeners)
             raise

@@ -227,7 +227,7 @@ def listen(address: Address, keep_alive: float = 0) -> Listener:
         text = f"listen {network} {where}: bind: {(error.strerror or str(error)).lower()}"
         if error.errno == errno.EADDRINUSE and not address.path:
             text += holder_text(address.port)
-        raise ListenError(error.errno, text) from error
+        raise ListenError(error.errno, text) from None
     return listener
 
 
