@@ -398,8 +398,8 @@ class Life:
             successor.stop(self._first.handles_signals)
         delay = self.settings.shutdown_delay
         if delay:
-            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
             self.state = State.DELAYING
+            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
             self._loop.set(self._delay_timer, delay)
         else:
             self._shut_down()
