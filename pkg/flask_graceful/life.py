@@ -380,8 +380,8 @@ class Life:
             return
         delay = self.settings.shutdown_delay
         if delay:
-            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
             self.state = State.DELAYING
+            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
             self._loop.set(self._delay_timer, delay)
         else:
             self._shut_down()
