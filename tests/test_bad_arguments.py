@@ -37,7 +37,7 @@ CALLS: dict[str, tuple[t.Callable[[], object], type[Exception], str]] = {
     "restart_signal list": (lambda: graceful(restart_signal=[1]), ValueError, f"restart_signal [1] is not supported; {RESTART_SIGNALS}"),  # noqa: E501
     # Settings.
     "pid_file type": (lambda: graceful(pid_file=7), TypeError, "pid_file: expected a path, got 7"),
-    "pid_file None": (lambda: graceful(pid_file=None), TypeError, "pid_file: expected a path, got None"),  # noqa: E501
+    "pid_file bytes": (lambda: graceful(pid_file=b"a"), TypeError, "pid_file: expected a path, got b'a'"),  # noqa: E501
     "pid_file NUL": (lambda: graceful(pid_file="a\0b"), ValueError, r"pid_file: expected a path, got 'a\x00b'"),  # noqa: E501
     "listen_limit text": (lambda: graceful(listen_limit="1"), TypeError, "listen_limit: expected a whole number, got '1'"),  # noqa: E501
     "listen_limit -1": (lambda: graceful(listen_limit=-1), ValueError, "listen_limit: expected 0 to 2147483648, got -1"),  # noqa: E501

@@ -204,4 +204,6 @@ def _checked_path(name: str, value: t.Any) -> str:
         return ""
     if not isinstance(value, (str, PurePath)):
         raise TypeError(f"{name}: expected {_EXPECTED[PATH]}, got {value!r}")
+    if "\0" in str(value):
+        raise ValueError(f"{name}: expected {_EXPECTED[PATH]}, got {value!r}")
     return str(value)
