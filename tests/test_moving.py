@@ -887,8 +887,11 @@ def test_what_the_successor_can_t_take_stays(service: Begin) -> None:
         # It promised that the connection goes on, before anybody knew.
         one.release("go")
         assert by(busy) == (one.old, "")
-        assert ask(busy) == (one.old, "close")
-        assert ask(clients[-1]) == (one.old, "close")
+        # Which connections find room is chance, and the successor may have closed a descriptor of
+        # its boot since: each goes on in one of the two, and none is lost.
+        either = {(one.old, "close"), (one.new, "")}
+        assert ask(busy) in either
+        assert ask(clients[-1]) in either
         one.wait_old_ended()
         for client, (pid, _) in zip(clients, pids, strict=False):
             if pid == one.new:
