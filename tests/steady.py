@@ -93,6 +93,13 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def pending(pid: int) -> set[int]:
+    """The signals that a process has got and not seen."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.partition("ShdPnd:")[2].split()[0], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
 def restart(one: Live, number: int) -> int:
     """The generation with this number takes over, and the one before it ends."""
     os.kill(generation(one, number - 1), signal.SIGHUP)
