@@ -187,13 +187,13 @@ def test_H5_a_stop_while_it_begins_is_remembered(running: Start) -> None:
 
 
 def test_H7_H12_connections_taken_over_count_until_they_end(running: Start) -> None:
-    app = Echo()
-    one = running(app, listen_limit=1)
-    with one.connect() as first, one.connect().send(GET) as second:
-        switch(first)
-        assert not second.is_closed(0.2)
-        first.sock.shutdown(socket.SHUT_WR)
-        assert second._exactly(len(SWITCH)) == SWITCH
+    one = running(Echo(), listen_limit=2)
+    with switch(one.connect()) as first, switch(one.connect()):
+        assert one.server.connections() == []
+        with one.connect().send(GET) as third:
+            assert not third.is_closed(0.2)
+            first.sock.shutdown(socket.SHUT_WR)
+            assert third._exactly(len(SWITCH)) == SWITCH
 
 
 def test_H8_a_full_server_stops_in_its_time(hosted: Host) -> None:
@@ -441,3 +441,24 @@ def test_H1_a_stop_during_a_boot_ends_the_successor_too(program: Program) -> Non
         assert int(client.response()[2]) == old
     one.wait_for(f"^{old} ends$")
     assert is_refused(port)
+
+
+def test_a_certificate_is_not_forgotten() -> None:
+    server = GracefulServer(":0", hello, certfile="cert.pem", keyfile="key.pem")
+    with pytest.raises(ValueError, match=r"use listen_and_serve_tls\(\) or serve\(server\)"):
+        server.listen_and_serve()
+
+
+def test_a_pid_file_that_can_t_be_written_is_told_before_the_hand_off(program: Program) -> None:
+    directory = program.directory / "run"
+    directory.mkdir()
+    text = one_server(pid_file=str(directory / "pid"))
+    one = program.start(text)
+    (old,) = serving_pids(one, 1)
+    (directory / "pid").unlink()
+    directory.rmdir()
+    os.kill(old, signal.SIGHUP)
+    one.wait_for("pid file .*: no such file or directory")
+    one.wait_for("Restart failed: .*; this process goes on serving")
+    assert "Graceful handoff" not in one.log
+    assert ask(one.port) == old

@@ -252,19 +252,23 @@ def test_shutdown_and_close_of_a_graceful_server_end_it(hosted: Host) -> None:
 
 
 def test_a_stop_serves_everybody_who_was_let_in(program: Program) -> None:
-    """Connections in the accept queue, and bytes in the sockets of idle ones."""
-    one = program.start(one_server(idle_grace=0))
+    """Connections in the accept queue, and bytes in the sockets of idle ones: the only thread is
+    busy when they come."""
+    one = program.start(one_server(threads=1, idle_grace=0))
     (pid,) = serving_pids(one, 1)
     idle = [connect(one.port) for _ in range(5)]
     for client in idle:
         assert pid_from(client) == pid
-    os.kill(pid, signal.SIGSTOP)
+    busy = connect(one.port).send(GET.replace(b"/ ", b"/held "))
+    one.wait_for("^held$")
     queued = [connect(one.port) for _ in range(50)]
     for client in (*idle, *queued):
         client.send(GET)
     os.kill(pid, signal.SIGTERM)
-    os.kill(pid, signal.SIGCONT)
-    for client in (*idle, *queued):
+    one.wait_for("Waiting for connections")
+    assert is_refused(one.port)
+    program.let_go()
+    for client in (busy, *idle, *queued):
         assert int(client.response()[2]) == pid
         assert client.is_closed()
         client.sock.close()

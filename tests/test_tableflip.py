@@ -16,6 +16,7 @@ from conftest import Client, Live, wait_until
 from flask_graceful import GracefulServer, ListenError
 from flask_graceful.listeners import listen, parse_address
 from program import (
+    Hosted,
     Program,
     ask,
     children,
@@ -26,7 +27,7 @@ from program import (
     serving_pids,
     signal_and_wait,
 )
-from test_server import hello
+from test_server import Start, hello
 
 
 @pytest.fixture
@@ -507,3 +508,15 @@ def test_U1_U7_U8_files_for_successors_over_two_generations(program: Program) ->
         ]
         # Nobody has asked for the other one.
         assert held() == "kept another"
+
+
+def test_U7_files_are_closed_with_their_server(running: Start) -> None:
+    one = running(hello, kind=Hosted)
+    before = len(os.listdir("/proc/self/fd"))
+    one.server.add_file("null", 0)  # type: ignore[attr-defined]
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    one.server.stop(wait=True)  # type: ignore[attr-defined]
+    one.join()
+    # The listener, the pollers and this one.
+    assert len(os.listdir("/proc/self/fd")) < before
+    assert "null" not in one.server.heirlooms.fds()  # type: ignore[attr-defined]

@@ -46,6 +46,10 @@ QUIET_TIME = 0.01
 # How long clients are waited for whose handshake had begun when the door was shut. It ends within a
 # round trip, and then they believe that they are in.
 HANDSHAKE_TIME = 0.5
+# How long a stop tries to make room for who waits when the system has none, in seconds.
+ROOM_TIME = 0.1
+# The most that Linux lets a queue hold unless told otherwise (SOMAXCONN).
+MAX_QUEUE = 4096
 # Connections taken from one listener before others get their turn.
 ACCEPT_BATCH = 64
 # Accept errors that pass, and the pause after them in seconds (row Y1).
@@ -85,7 +89,8 @@ class Acceptor:
         self._bases: dict[str, WSGIEnvironment] = {}
         self._pause = 0.0
         self._rests = True
-        self._lock = threading.Lock()
+        # Whoever ends a connection may start it again, also in the middle of accepting.
+        self._lock = threading.RLock()
         self._is_over = False
         self.error: Exception = ServerClosed()
         self._ended = threading.Event()
@@ -107,6 +112,7 @@ class Acceptor:
         with self._lock:
             if not self._is_over and self._rests and not self._server.is_stopping:
                 self._rests = False
+                self.listener.reopen()
                 self._server.crew.poller.register_level(self.listener.fileno(), self)
 
     def rest(self) -> None:
@@ -205,8 +211,10 @@ class Acceptor:
         """Let nobody in any more, and take all who are in or have a foot in the door."""
         may_grow = self.listener.shut()
         until = time.monotonic() + HANDSHAKE_TIME
+        # Of a queue that others fill as well, what was in it is enough.
+        most = NEVER if self.listener.is_shut else MAX_QUEUE
         while True:
-            self._accept(NEVER)
+            self._take_all(most)
             now = time.monotonic()
             if not may_grow:
                 return
@@ -214,11 +222,29 @@ class Acceptor:
                 # Asked before the last look: who is not awaited now has come, or never will.
                 may_grow = now < until and self.listener.is_awaited()
 
-    def _accept(self, most: float) -> None:
+    def _take_all(self, most: float) -> None:
+        """Take all that are in the queue, beyond every limit.
+
+        :raises OSError: the system can't.
+        """
+        until = time.monotonic() + ROOM_TIME
+        while True:
+            try:
+                self._accept(most, heeds_room=False)
+                return
+            except OSError as error:
+                if error.errno not in _PASSING_ERRORS or time.monotonic() > until:
+                    raise
+            # Those who have nothing to ask make room for those who wait.
+            for connection in self._server.connections():
+                connection.retire()
+            time.sleep(QUIET_TIME)
+
+    def _accept(self, most: float, heeds_room: bool = True) -> None:
         """Take up to `most` connections, and no more than the server has room for."""
         count = 0
         while count < most:
-            if most < NEVER and not self._server.has_room(self):
+            if heeds_room and not self._server.has_room(self):
                 self._rest_locked()
                 return
             try:

@@ -36,7 +36,6 @@ from .successor import Successor
 if t.TYPE_CHECKING:
     from .acceptor import Acceptor
     from .handover import Parcel
-    from .inheritance import Inheritance
     from .restart import GracefulServer
 
 log = logging.getLogger("flask_graceful")
@@ -79,7 +78,7 @@ class Life:
         self.hand_over = self._succession.hand_over
         self._acceptors: list[Acceptor] = []
         # The old process, as long as it lives; this process is its successor.
-        self._predecessor: Predecessor | None = None
+        self._predecessor = Predecessor(self, self._loop)
         # Has a process that gives way been told to stop besides?
         self._was_told = False
         self._hammer_time = self.settings.hammer_time
@@ -127,6 +126,7 @@ class Life:
         """Something has changed: when it is the last thing that was waited for, it is the end."""
         if self.state is State.RUNNING and self._failure() is not None:
             # Nobody is served any more, but not before the requests are finished.
+            self._stop_successor()
             self._shut_down()
         elif self.is_relieved and not self._is_busy():
             for server in self._servers:
@@ -145,7 +145,7 @@ class Life:
             any(not server.is_empty() for server in self._servers)
             or self.is_moving()
             # Its connections travel through this process.
-            or (self._predecessor is not None and not self._succession.is_past)
+            or (self._predecessor.is_there and not self._succession.is_past)
         )
 
     def _failure(self) -> Exception | None:
@@ -154,8 +154,7 @@ class Life:
 
     def _clean_up(self) -> None:
         self.state = State.TERMINATED
-        if self._predecessor is not None:
-            self._predecessor.close()
+        self._predecessor.close()
         self._succession.let_go()
         self._pid_file.remove()
         self._loop.close()
@@ -167,7 +166,6 @@ class Life:
     def _begin(self) -> None:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         inherited = take_inheritance()
-        old = inherited.parent[1] if inherited.parent else 0
         addresses = {
             address: server.settings.tcp_keep_alive
             for server in self._servers
@@ -178,10 +176,12 @@ class Life:
             by_name = {listener.requested: listener for listener in listeners}
             own = [[by_name[one.text] for one in server.addresses] for server in self._servers]
             for server, some in zip(self._servers, own, strict=True):
-                server.run_before_begin(some, old)
+                server.run_before_begin(some)
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
             self._pid_file.write()
+            for server in self._servers:
+                server.log_start(inherited.parent[1] if inherited.parent else 0)
         except BaseException:
             give_up(listeners)
             raise
@@ -191,44 +191,18 @@ class Life:
         self._streams.restore()
         self._streams.watch(self._loop)
         if inherited.parent is not None:
-            self._relieve_predecessor(inherited)
-        if self._predecessor is None:
-            self._forget_parent()
+            going_on = [one for one in self._acceptors if one.listener.inherited_as]
+            listening = {one.listener.inherited_as: one.is_plain for one in going_on}
+            self._predecessor.announce(inherited.parent, listening, inherited.signals)
+        if not self._predecessor.is_there:
+            self.forget_parent()
         # Not before the old process knows: one that is told to stop meanwhile ends this one too,
         # which then holds no request.
         for acceptor in self._acceptors:
             acceptor.start()
 
-    def _relieve_predecessor(self, inherited: Inheritance) -> None:
-        """This process serves: tell the old one, and take its connections."""
-        assert inherited.parent is not None
-        predecessor = Predecessor(*inherited.parent, self)
-        listening = {
-            one.listener.inherited_as: one.is_plain
-            for one in self._acceptors
-            if one.listener.inherited_as
-        }
-        if predecessor.announce(listening, inherited.signals):
-            self._predecessor = predecessor
-            self._loop.watch_channel(predecessor.channel, self._on_predecessor)
-        else:
-            predecessor.close()
-
-    def _on_predecessor(self) -> None:
-        """The old process hands connections over, has finished, or died."""
-        predecessor = self._predecessor
-        if predecessor is None:
-            return
-        if predecessor.listen():
-            self._loop.rearm(predecessor.channel)
-            return
-        self._loop.unwatch(predecessor.channel.fileno())
-        predecessor.close()
-        self._predecessor = None
-        self._forget_parent()
-        self.look()
-
-    def _forget_parent(self) -> None:
+    def forget_parent(self) -> None:
+        """No old process is beside this one any more."""
         for server in self._servers:
             server.parent_gone.set()
 
@@ -315,9 +289,8 @@ class Life:
         if self.state is not State.RUNNING or not self._succession.has_relief:
             return
         self.state = State.RELIEVED
-        if self._predecessor is not None:
-            # First: should this process die, the old one must know that somebody serves.
-            self._predecessor.tell_succeeded(1)
+        # First: should this process die, the old one must know that somebody serves.
+        self._predecessor.tell_succeeded(1)
         successor = self._succession.successor
         assert successor is not None
         for server in self._servers:
@@ -330,8 +303,7 @@ class Life:
 
     def grow_older(self, generations: int) -> None:
         """So many processes have taken over since the successor did."""
-        if self._predecessor is not None:
-            self._predecessor.tell_succeeded(generations + 1)
+        self._predecessor.tell_succeeded(generations + 1)
         if generations >= self.settings.old_generations:
             log.warning(
                 "%d %d newer processes still finish requests; this one is the oldest.",
@@ -349,11 +321,11 @@ class Life:
             self.stop()
         if not self.is_relieved:
             return
-        if self._predecessor is not None and is_over:
+        if is_over:
             self._predecessor.tell_leaving()
         for server in self._servers:
             server.stop_moving(is_over)
-        self._loop.set(self._grace_timer, self.settings.idle_grace)
+        self._begin_grace()
 
     def resume(self) -> None:
         """The successor has died: serve again, or on."""
@@ -362,9 +334,8 @@ class Life:
             for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
                 self._loop.cancel(timer)
             self.state = State.RUNNING
-            if self._predecessor is not None:
-                # Should this process die too, it is the old one's turn.
-                self._predecessor.tell_succeeded(0)
+            # Should this process die too, it is the old one's turn.
+            self._predecessor.tell_succeeded(0)
             self._streams.watch(self._loop)
             for server in self._servers:
                 server.resume()
@@ -389,7 +360,7 @@ class Life:
         successor serves, the first one changes nothing, since this process is about to end."""
         if self.state is State.RUNNING:
             if all(server.may_stop() for server in self._servers):
-                self._begin_stop()
+                self.stop_with_others()
         elif self.state is State.DELAYING:
             self._loop.cancel(self._delay_timer)
             self._shut_down()
@@ -398,24 +369,33 @@ class Life:
         else:
             self._hammer()
 
-    def _begin_stop(self) -> None:
-        successor = self._succession.successor
-        if successor is not None and not successor.is_ready:
-            log.info("%d Stopping successor %d too.", os.getpid(), successor.pid)
-            successor.stop(self._first.handles_signals)
+    def stop_with_others(self) -> None:
+        """The service is to end, in every process of it, and nobody is asked any more."""
+        if self.state is not State.RUNNING:
+            return
+        self._stop_successor()
+        if self._succession.has_relief:
+            # That one serves already, and says when it stops.
+            self.give_way()
+            return
         delay = self.settings.shutdown_delay
         if delay:
-            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
             self.state = State.DELAYING
+            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
             self._loop.set(self._delay_timer, delay)
         else:
             self._shut_down()
 
+    def _stop_successor(self) -> None:
+        successor = self._succession.successor
+        if successor is not None and not successor.is_leaving:
+            log.info("%d Stopping successor %d too.", os.getpid(), successor.pid)
+            successor.stop(self._first.handles_signals and not successor.is_ready)
+
     def _shut_down(self) -> None:
         """Nobody takes over: accept no more, and finish what has begun."""
         self.state = State.SHUTTING_DOWN
-        if self._predecessor is not None:
-            self._predecessor.tell_leaving()
+        self._predecessor.tell_leaving()
         for server in self._servers:
             server.lame_duck()
         self._announce_end()
@@ -426,6 +406,9 @@ class Life:
         log.info("%d Waiting for connections to finish...", os.getpid())
         self._loop.set(self._hammer_timer, self._hammer_time)
         self._loop.set(self._report_timer, REPORT_TIME)
+        self._begin_grace()
+
+    def _begin_grace(self) -> None:
         if self.settings.idle_grace:
             self._loop.set(self._grace_timer, self.settings.idle_grace)
         else:

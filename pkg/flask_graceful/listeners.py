@@ -11,6 +11,7 @@ with one socket. Sockets are non-blocking for life and never inherited by accide
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import math
@@ -113,7 +114,7 @@ class Listener:
         self.inherited_as = inherited_as
         self.is_ours = is_ours
         self.file = file
-        self._is_shut = False
+        self.is_shut = False
         self.network = "tcp" if sock.family in (socket.AF_INET, socket.AF_INET6) else "unix"
         sock.setblocking(False)
         name = sock.getsockname()
@@ -139,7 +140,7 @@ class Listener:
         try:
             sock, peer = self.sock.accept()
         except OSError as error:
-            if self._is_shut and error.errno == errno.EINVAL:
+            if self.is_shut and error.errno == errno.EINVAL:
                 raise BlockingIOError from error
             raise
         sock.setblocking(False)
@@ -169,15 +170,23 @@ class Listener:
             return False
         try:
             if self.network == "unix":
-                self._is_shut = True
+                self.is_shut = True
                 self.sock.shutdown(socket.SHUT_RD)
             elif sys.platform == "linux":
                 _drop_new_handshakes(self.sock)
+                self.is_shut = True
                 return True
         except OSError:
             # The system can't; what it can't do is left undone.
             pass
         return False
+
+    def reopen(self) -> None:
+        """Undo what another process did that shut a socket in the belief to be the last."""
+        if self.is_ours and self.network == "tcp" and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                # There is nothing to undo.
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
     def is_awaited(self) -> bool:
         """Are there clients who had knocked before it was shut, and are not in yet?"""
@@ -218,7 +227,7 @@ def listen(address: Address, keep_alive: float = 0) -> Listener:
         text = f"listen {network} {where}: bind: {(error.strerror or str(error)).lower()}"
         if error.errno == errno.EADDRINUSE and not address.path:
             text += holder_text(address.port)
-        raise ListenError(error.errno, text) from error
+        raise ListenError(error.errno, text) from None
     return listener
 
 
@@ -363,6 +372,7 @@ def _drop_new_handshakes(sock: socket.socket) -> None:
 
 
 _SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 # Classic BPF: load the TCP flags, keep SYN and ACK; SYN alone: nothing of the packet, else all.
 _NO_SYN = [
     (0x30, 0, 0, 13),

@@ -7,6 +7,8 @@ Rules: what runs here must not wait for anybody, since a restart or a stop would
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 import typing as t
@@ -17,6 +19,8 @@ from .poller import NEVER, Deadlines, new_poller
 
 if t.TYPE_CHECKING:
     from .channel import Channel
+
+log = logging.getLogger("flask_graceful")
 
 Action = t.Callable[[], object]
 # Takes the answer to what was asked: how it has failed, or "" when it has not.
@@ -76,11 +80,11 @@ class Loop:
     def turn(self) -> None:
         """Wait for something to happen, and see to it."""
         for action, _ in self._poller.poll():
-            action()
+            _call(action)
         while self._posted:
-            self._posted.popleft()()
+            _call(self._posted.popleft())
         for timer in self._poller.deadlines.expired():
-            t.cast("Timer", timer).func()
+            _call(t.cast("Timer", timer).func)
 
     def watch(self, fd: int, action: Action) -> None:
         """Call `action` as long as the descriptor can be read."""
@@ -115,3 +119,11 @@ class Loop:
         for answer in asking:
             answer.put(None)
         self._poller.close()
+
+
+def _call(action: Action) -> None:
+    try:
+        action()
+    except Exception:
+        # Whatever is wrong with one thing, requests are still to be served.
+        log.exception("%d internal error", os.getpid())

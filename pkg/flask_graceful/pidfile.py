@@ -49,7 +49,7 @@ class PidFile:
             if temporary and os.path.exists(temporary):
                 os.unlink(temporary)
             reason = (error.strerror or str(error)).lower()
-            raise PidFileError(error.errno, f"pid file {self._path}: {reason}") from error
+            raise PidFileError(error.errno, f"pid file {self._path}: {reason}") from None
 
     def write_again(self) -> None:
         """The same when a successor has died, which may have written its own."""

@@ -19,62 +19,94 @@ from .handover import receipt, refusal, unpack
 
 if t.TYPE_CHECKING:
     from .life import Life
+    from .loop import Loop
 
 log = logging.getLogger("flask_graceful")
 
 
 class Predecessor:
-    """:param life: takes the connections that arrive, as long as it can."""
+    """The loop's thread's. Without an old process, nothing is said and nothing comes.
 
-    def __init__(self, channel: Channel, pid: int, life: Life) -> None:
-        self.channel = channel
-        self.pid = pid
+    :param life: takes the connections that arrive, as long as it can.
+    """
+
+    def __init__(self, life: Life, loop: Loop) -> None:
         self._life = life
+        self._loop = loop
+        self._channel: Channel | None = None
+        self._pid = 0
 
-    def announce(self, listening: dict[str, bool], signals: bool) -> bool:
+    @property
+    def is_there(self) -> bool:
+        """Does it live, and know of this process?"""
+        return self._channel is not None
+
+    def announce(
+        self, parent: tuple[Channel, int], listening: dict[str, bool], signals: bool
+    ) -> None:
         """Say that this process serves, and have the old one stop, with a SIGTERM as in endless.
 
+        :param parent: the channel to the old process, and its pid.
         :param listening: the inherited listeners that it goes on with, and whether they are plain.
         :param signals: does the old process act on signals?
-        :returns: False when the old process has died meanwhile.
         """
+        channel, self._pid = parent
         try:
-            self.channel.send({"ready": listening})
+            channel.send({"ready": listening})
             # Another parent than before is somebody else.
-            if not signals or self.pid != os.getppid() or not self._send_sigterm():
-                self.channel.send({"give_way": True})
+            if not signals or self._pid != os.getppid() or not self._send_sigterm():
+                channel.send({"give_way": True})
         except OSError:
-            return False
-        return True
+            # It has died meanwhile.
+            channel.close()
+            return
+        self._channel = channel
+        self._loop.watch_channel(channel, self._look)
 
     def _send_sigterm(self) -> bool:
         try:
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self._pid, signal.SIGTERM)
         except OSError:
             # The application may have become another user.
             return False
         return True
 
-    def listen(self) -> bool:
+    def _look(self) -> None:
+        """The old process hands connections over, has finished, or died."""
+        channel = self._channel
+        if channel is None:
+            return
+        if self._listen_to(channel):
+            self._loop.rearm(channel)
+            return
+        self._loop.unwatch(channel.fileno())
+        self.close()
+        self._life.forget_parent()
+        self._life.look()
+
+    def _listen_to(self, channel: Channel) -> bool:
         """Take in what has come; False when the old process is gone."""
         is_open = True
         try:
-            while is_open and (has_more := self.channel.fill()) is not None:
+            while is_open and (has_more := channel.fill()) is not None:
                 is_open = has_more
-                while (record := self.channel.next()) is not None:
+                while (record := channel.next()) is not None:
                     self._heed(record)
-            self._flush()
+            channel.flush()
         except ChannelError as error:
-            log.error("%d Old process %d: %s", os.getpid(), self.pid, error)
+            log.error("%d Old process %d: %s", os.getpid(), self._pid, error)
             return False
+        except OSError:
+            # Its end is noticed where it is read.
+            pass
         return is_open
 
     def _heed(self, record: Record) -> None:
         if "restart" in record.data:
             self._life.restart()
         elif "stop" in record.data:
-            # The old process was told to before this one was ready.
-            self._life.stop()
+            # The old process was told to before it knew that this one is ready.
+            self._life.stop_with_others()
         elif self._life.takes_connections():
             # First: from now on the connections are nobody else's.
             self._say(receipt(record))
@@ -93,18 +125,15 @@ class Predecessor:
         self._say({"leaving": True})
 
     def close(self) -> None:
-        self.channel.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
 
     def _say(self, data: dict[str, t.Any]) -> None:
+        if self._channel is None:
+            return
         try:
-            self.channel.send(data)
-        except OSError:
-            # Its end is noticed where it is read.
-            pass
-
-    def _flush(self) -> None:
-        try:
-            self.channel.flush()
+            self._channel.send(data)
         except OSError:
             # As above.
             pass

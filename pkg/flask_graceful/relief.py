@@ -27,11 +27,20 @@ class ReliefServer(Server):
 
     # Were keep-alives on before the relief?
     _kept_alive = True
+    # Does the whole service stop, and every process of it know?
+    _is_last = False
 
     def lame_duck(self) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""
+        self._is_last = True
         self._begin_shutdown(drain_queues=True)
         self._run_shutdown_hooks()
+
+    def _begin_shutdown(self, drain_queues: bool) -> None:
+        if not self._is_last and self.has_old_process():
+            # That one is not told of it, and goes on with the listeners.
+            self._left_to_others = frozenset(one.listener.requested for one in self._acceptors)
+        super()._begin_shutdown(drain_queues)
 
     def relieve(self, listening: t.Mapping[str, bool]) -> None:
         """Accept no more, and let connections go to a successor.
@@ -82,9 +91,11 @@ class ReliefServer(Server):
         with self._lock:
             self.closes_idle = not self._kept_alive
             self.keeps_alive = self._kept_alive
-            self.is_stopping = False
-            self.moving = self._left_to_others = frozenset()
             acceptors = list(self._acceptors)
+            # One that was shut down besides has nothing to come back with.
+            self.is_stopping = not acceptors
+            self.moving = self._left_to_others = frozenset()
+        self._settle()
         for acceptor in acceptors:
             acceptor.start()
 
@@ -109,6 +120,10 @@ class ReliefServer(Server):
         if count := self.tracked:
             pieces = "piece" if count == 1 else "pieces"
             log.warning("%d %s: %d %s of tracked work", pid, what, count, pieces)
+
+    def has_old_process(self) -> bool:
+        """Is there a process that would go on when this one ends? From any thread."""
+        raise NotImplementedError
 
     def is_moving(self) -> bool:
         """Are connections on their way to another process? From any thread."""

@@ -139,7 +139,12 @@ class GracefulServer(ReliefServer):
         :raises ListenError: an address can't be bound; none of them is held then.
         :raises PidFileError: the file can't be written.
         :raises RuntimeError: called outside the main thread, where signals can't be handled.
+        :raises ValueError: it was given a certificate, which this way of serving does not use.
         """
+        if any(self._files):
+            raise ValueError(
+                "a certfile or keyfile is given: use listen_and_serve_tls() or serve(server)"
+            )
         self._check_can_live()
         self._live()
 
@@ -284,25 +289,30 @@ class GracefulServer(ReliefServer):
             self.heirlooms.close()
         self._ended.set()
 
-    def run_before_begin(self, listeners: t.Sequence[Listener], old: int) -> None:
-        """Run the hooks for all addresses; without one, log what endless and grace do.
-
-        :param old: the pid of the process that served before; 0: none.
-        """
+    def run_before_begin(self, listeners: t.Sequence[Listener]) -> None:
+        """Run the hooks for all addresses."""
         self._listeners = listeners
-        scheme = "HTTP" if self._serves_with is None else "HTTPS"
         for listener in listeners:
             for func in self._hooks.before_begin:
                 func(listener.address)
-            if self._hooks.before_begin:
-                continue
-            where = ("unix:" if listener.network == "unix" else "") + listener.address
+
+    def log_start(self, old: int) -> None:
+        """Without a hook that could do it, log what endless and grace do.
+
+        :param old: the pid of the process that served before; 0: none.
+        """
+        if self._hooks.before_begin:
+            return
+        pid = os.getpid()
+        scheme = "HTTP" if self._serves_with is None else "HTTPS"
+        places = []
+        for listener in self._listeners:
+            places.append(("unix:" if listener.network == "unix" else "") + listener.address)
             if listener.inherited_as and not old:
-                log.info("%d Listening on init activated %s", os.getpid(), where)
-            log.info("%d Serving %s on %s", os.getpid(), scheme, where)
-        if old and not self._hooks.before_begin:
-            where = ", ".join(one.address for one in listeners)
-            pid = os.getpid()
+                log.info("%d Listening on init activated %s", pid, places[-1])
+            log.info("%d Serving %s on %s", pid, scheme, places[-1])
+        if old:
+            where = ", ".join(places)
             log.info(
                 "%d Graceful handoff of %s with new pid %d and old pid %d", pid, where, pid, old
             )
@@ -323,6 +333,9 @@ class GracefulServer(ReliefServer):
     def hand_over(self, parcel: Parcel) -> None:
         assert self._life is not None
         self._life.hand_over(parcel)
+
+    def has_old_process(self) -> bool:
+        return not self.parent_gone.is_set()
 
     def is_moving(self) -> bool:
         return self._life is not None and self._life.is_moving()

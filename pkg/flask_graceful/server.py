@@ -317,7 +317,8 @@ class Server:
                     self.crew = Crew(new_poller(), self.settings.threads)
                 self._acceptors.add(acceptor)
         except BaseException:
-            listener.close()
+            # Another process may go on with it.
+            listener.close(unlink=not listener.inherited_as)
             raise
         self.crew.start()
         return acceptor

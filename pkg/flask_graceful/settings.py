@@ -188,11 +188,7 @@ def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
         # A limit that never comes is no limit.
         return 0.0 if value < 0 or math.isinf(value) else float(value)
     if unit == PATH:
-        if not isinstance(value, (str, PurePath)):
-            raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
-        if "\0" in str(value):
-            raise ValueError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
-        return str(value)
+        return _checked_path(name, value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
     if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
@@ -201,3 +197,11 @@ def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
     if name == "max_header_bytes" and value <= 0:
         return 1 << 20
     return value
+
+
+def _checked_path(name: str, value: t.Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, (str, PurePath)):
+        raise TypeError(f"{name}: expected {_EXPECTED[PATH]}, got {value!r}")
+    return str(value)

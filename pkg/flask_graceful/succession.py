@@ -83,7 +83,7 @@ class Succession:
         successor = self.successor
         while self._departing:
             parcel = self._departing.popleft()
-            if successor is None or self.is_past:
+            if successor is None or not successor.is_ready or self.is_past:
                 self._take_back([parcel])
             else:
                 successor.sender.put(parcel)
@@ -263,6 +263,8 @@ class Succession:
     def let_go(self) -> None:
         """This process ends."""
         if self.successor is not None:
+            # It may have begun to serve just now.
+            self.successor.listen()
             self.successor.let_go()
             for parcel in self.successor.sender.take_back():
                 parcel.sock.close()

@@ -215,15 +215,17 @@ class Successor:
             pass
 
     def stop(self, by_signal: bool) -> None:
-        """End its boot; or have it stop as soon as it serves, if it would not survive a signal."""
-        if by_signal:
-            self._process.terminate()
-            return
+        """Have it stop as soon as it serves, whatever its hooks say.
+
+        :param by_signal: or end its boot, if it does not serve yet.
+        """
         try:
             self.channel.send({"stop": True})
         except OSError:
             # As above.
             pass
+        if by_signal:
+            self._process.terminate()
 
     def kill(self) -> None:
         self._process.kill()
@@ -251,5 +253,13 @@ class Successor:
             self.kill()
             status = self._process.wait()
         if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
+            return f"was killed by {_name_of(-status)}"
         return f"exited with status {status}"
+
+
+def _name_of(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        # A real-time signal has none.
+        return f"signal {signum}"
