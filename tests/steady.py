@@ -40,7 +40,7 @@ server = GracefulServer(":0", app, **eval(os.environ.get("OPTIONS", "{}")))
 states = os.open("states", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 def note(connection, state):
-    os.write(states, f"{os.getpid()} {connection.peer_name()} {state}\\n".encode())
+    os.write(states, f"\\n{os.getpid()} {connection.peer_name()} {state} .".encode())
 
 server.conn_state = note
 
@@ -124,7 +124,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        words = [line.split() for line in path.read_text().splitlines()]
+        # A process that is killed may leave the beginning of a note, even of one write.
+        words = [line[:-2].split() for line in path.read_text().splitlines() if line.endswith(" .")]
         self.lines = [(int(pid), name, state) for pid, name, state in words]
 
     def had(self, pid: int) -> set[str]:
