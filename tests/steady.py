@@ -40,7 +40,7 @@ server = GracefulServer(":0", app, **eval(os.environ.get("OPTIONS", "{}")))
 states = os.open("states", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 def note(connection, state):
-    os.write(states, f"{os.getpid()} {connection.peer_name()} {state}\\n".encode())
+    os.write(states, f"\\n{os.getpid()} {connection.peer_name()} {state} .".encode())
 
 server.conn_state = note
 
@@ -93,6 +93,13 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def pending(pid: int) -> set[int]:
+    """The signals that a process has got and not seen."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.partition("ShdPnd:")[2].split()[0], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
 def restart(one: Live, number: int) -> int:
     """The generation with this number takes over, and the one before it ends."""
     os.kill(generation(one, number - 1), signal.SIGHUP)
@@ -117,7 +124,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        words = [line.split() for line in path.read_text().splitlines()]
+        # A process that is killed may leave the beginning of a note, even of one write.
+        words = [line[:-2].split() for line in path.read_text().splitlines() if line.endswith(" .")]
         self.lines = [(int(pid), name, state) for pid, name, state in words]
 
     def had(self, pid: int) -> set[str]:

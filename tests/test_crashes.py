@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Client, Live, wait_until
-from steady import Crowd, Fresh, Program, Steady, generation, slow_request
+from steady import Crowd, Fresh, Program, Steady, generation, pending, slow_request
 
 # A process that finds the file `strike` sends itself a signal at the note with the number in it.
 STRIKE = """
@@ -168,13 +168,6 @@ def test_successor_killed_when_the_old_process_has_not_heard_it(program: Program
         new = generation(one, 3)
         one.wait_for(rf"^{old} Serve\(\) returning")
         assert client.get()[2] == b"%d" % new
-
-
-def pending(pid: int) -> set[int]:
-    """The signals that a process has got and not seen."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    mask = int(status.partition("ShdPnd:")[2].split()[0], 16)
-    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def test_successor_killed_later_while_the_old_process_drains(program: Program) -> None:

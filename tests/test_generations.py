@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Client, Live, wait_until
-from steady import Fresh, Program, Steady, generation, is_gone, slow_request
+from steady import Fresh, Program, Steady, generation, is_gone, pending, slow_request
 
 BOOT = "while not os.path.exists('boot'): time.sleep(0.01)"
 # A process sends its SIGTERM to the old one only when the file is there. Until then its word that
@@ -56,6 +56,8 @@ def test_two_restarts_50_ms_apart(program: Program) -> None:
             old = generation(one, before)
             os.kill(old, signal.SIGHUP)
             time.sleep(0.05)
+            # The system delivers two as one while the first one waits.
+            wait_until(lambda: signal.SIGHUP not in pending(old), "the signal seen")  # noqa: B023
             os.kill(old, signal.SIGHUP)
             newest = generation(one, before + 2)
             one.wait_for(r"Serve\(\) returning", before + 1)
@@ -208,6 +210,43 @@ def test_stop_of_the_successor_before_the_old_process_has_given_way(
         assert slow.response()[2] == b"%d" % old
         assert one.process.wait(10) == 0
         check_stopped(one, fresh, steady, old, new)
+
+
+# A signal keeps the loop from everything else until the file is there.
+BLOCK = """
+from flask_graceful import PRE_SIGNAL
+
+def block():
+    print("blocked", flush=True)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+
+server.register_signal_hook(PRE_SIGNAL, signal.SIGUSR1, block)
+"""
+
+
+def test_connection_on_its_way_to_a_process_that_ends_comes_back(program: Program) -> None:
+    """The successor finds the order to stop and a connection at once, and has nothing else to do.
+    It must not take what it can't serve any more."""
+    one = program.start()
+    old = generation(one, 1)
+    program.write(BLOCK)
+    with slow_request(one, old, "done") as slow:
+        os.kill(old, signal.SIGHUP)
+        new = generation(one, 2)
+        one.wait_for(rf"^{old} Waiting for connections")
+        os.kill(new, signal.SIGUSR1)
+        one.wait_for("^blocked$")
+        os.kill(new, signal.SIGTERM)
+        wait_until(lambda: signal.SIGTERM not in pending(new), "the signal seen")
+        program.let_go("done")
+        assert slow.response()[2] == b"%d" % old
+        wait_until(lambda: program.ledger().sent_away(old), "the connection sent")
+        program.let_go("go")
+        code, headers, body = slow.get()
+        assert (code, headers["connection"], body) == (200, "close", b"%d" % old)
+        assert one.process.wait(10) == 0
+    assert is_refused(one.port)
 
 
 def test_oldest_of_five_generations_is_cut_and_says_what(program: Program) -> None:

@@ -128,11 +128,12 @@ class Life:
             # Nobody is served any more, but not before the requests are finished.
             self._stop_successor()
             self._shut_down()
-        elif self.is_relieved and not self._is_busy():
-            for server in self._servers:
-                server.end_relief()
         elif self.is_relieved or self.state is State.SHUTTING_DOWN:
+            is_done = self.is_relieved and not self._is_busy()
             for server in self._servers:
+                if is_done:
+                    server.end_relief()
+                # The last listener may have gone before the last connection came back, and went.
                 server._settle()
 
     def is_moving(self) -> bool:
