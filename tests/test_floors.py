@@ -18,7 +18,7 @@ FLOORS = [
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],
     ["work", "roster", "server", "relief"],
-    ["loop", "output", "pidfile", "inheritance", "heirlooms"],
+    ["loop", "output", "pidfile", "inheritance", "heirlooms", "command", "child"],
     ["predecessor", "successor", "succession"],
     ["hooks", "life", "restart"],
     ["loader", "cli", "__main__"],

@@ -4,20 +4,59 @@
 restarts it and SIGTERM stops it, and no request is lost.
 """
 
-from .connection import Connection as Connection
-from .connection import ConnState as ConnState
-from .hooks import POST_SIGNAL as POST_SIGNAL
-from .hooks import PRE_SIGNAL as PRE_SIGNAL
+import importlib
+import typing as t
+
+# At once: it takes what is meant for this process alone out of the environment.
 from .inheritance import has_parent as has_parent
-from .life import State as State
-from .listeners import ListenError as ListenError
-from .pidfile import PidFileError as PidFileError
-from .restart import GracefulServer as GracefulServer
-from .restart import RestartError as RestartError
-from .restart import run as run
-from .restart import serve as serve
-from .server import Server as Server
-from .server import ServerClosed as ServerClosed
-from .server import ShutdownTimeout as ShutdownTimeout
-from .settings import Settings as Settings
-from .tls import CertificateFileError as CertificateFileError
+
+if t.TYPE_CHECKING:
+    from .connection import Connection as Connection
+    from .hooks import POST_SIGNAL as POST_SIGNAL
+    from .hooks import PRE_SIGNAL as PRE_SIGNAL
+    from .life import State as State
+    from .listeners import ListenError as ListenError
+    from .pidfile import PidFileError as PidFileError
+    from .restart import GracefulServer as GracefulServer
+    from .restart import RestartError as RestartError
+    from .restart import run as run
+    from .restart import serve as serve
+    from .server import Server as Server
+    from .server import ServerClosed as ServerClosed
+    from .server import ShutdownTimeout as ShutdownTimeout
+    from .settings import Settings as Settings
+    from .states import ConnState as ConnState
+    from .tls import CertificateFileError as CertificateFileError
+
+# The others when they are asked for (PEP 562): the supervisor and the commands need no server.
+_PLACES = {
+    "CertificateFileError": "tls",
+    "ConnState": "states",
+    "Connection": "connection",
+    "GracefulServer": "restart",
+    "ListenError": "listeners",
+    "POST_SIGNAL": "hooks",
+    "PRE_SIGNAL": "hooks",
+    "PidFileError": "pidfile",
+    "RestartError": "restart",
+    "Server": "server",
+    "ServerClosed": "server",
+    "Settings": "settings",
+    "ShutdownTimeout": "server",
+    "State": "life",
+    "run": "restart",
+    "serve": "restart",
+}
+__all__ = ["has_parent", *_PLACES]
+
+
+def __getattr__(name: str) -> t.Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

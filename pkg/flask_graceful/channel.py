@@ -60,7 +60,7 @@ class Channel:
         self._buffer = bytearray()
         self._fds: deque[list[int]] = deque()
         # What the socket did not take yet. Descriptors travel with a record's first byte.
-        self._outbox: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._outbox: deque[tuple[memoryview, tuple[int, ...], bool]] = deque()
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -71,17 +71,18 @@ class Channel:
         """Is something left to be flushed?"""
         return bool(self._outbox)
 
-    def send(self, data: dict[str, t.Any], fds: t.Sequence[int] = ()) -> None:
+    def send(self, data: dict[str, t.Any], fds: t.Sequence[int] = (), given: bool = False) -> None:
         """Send a record as far as that goes without waiting; `flush` sends the rest.
 
-        The descriptors must stay open until the record is out.
-
+        :param given: the channel closes the descriptors when they are out; else they must stay
+            open until then.
         :raises OSError: the other process is gone.
         """
         if len(fds) > MAX_DESCRIPTORS:
             raise ValueError(f"at most {MAX_DESCRIPTORS} descriptors fit in one record")
         body = json.dumps(data).encode()
-        self._outbox.append((memoryview(_HEADER.pack(len(body), len(fds)) + body), tuple(fds)))
+        message = memoryview(_HEADER.pack(len(body), len(fds)) + body)
+        self._outbox.append((message, tuple(fds), given))
         self.flush()
 
     def flush(self) -> None:
@@ -90,7 +91,7 @@ class Channel:
         :raises OSError: the other process is gone.
         """
         while self._outbox:
-            data, fds = self._outbox[0]
+            data, fds, given = self._outbox[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
                 sent = self._sock.sendmsg([data], rights)
@@ -101,10 +102,12 @@ class Channel:
                     raise
                 # The system bears no more descriptors under way; the receiver takes some out.
                 return
+            if given:
+                _close(fds)
             if sent == len(data):
                 self._outbox.popleft()
             else:
-                self._outbox[0] = (data[sent:], ())
+                self._outbox[0] = (data[sent:], (), False)
 
     def receive(self, deadline: float) -> Record | None:
         """The next record; None when the other process is gone.
@@ -166,10 +169,17 @@ class Channel:
     def close(self) -> None:
         self._sock.close()
         for fds in self._fds:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         self._fds.clear()
+        for _, given, is_given in self._outbox:
+            if is_given:
+                _close(given)
         self._outbox.clear()
+
+
+def _close(fds: t.Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def claim_channel(environ: t.MutableMapping[str, str]) -> tuple[Channel, int] | None:

@@ -23,6 +23,7 @@ import typing as t
 from collections import deque
 
 from .channel import CAN_PASS
+from .child import quoted
 from .loop import Timer, to_nobody
 from .poller import NEVER
 from .successor import Successor
@@ -238,7 +239,7 @@ class Succession:
             lines = self._end_boot(successor)
             how = f"successor {new} {successor.reap()}"
             log.error(
-                "%d Restart failed: %s; this process goes on serving.%s", pid, how, _quoted(lines)
+                "%d Restart failed: %s; this process goes on serving.%s", pid, how, quoted(lines)
             )
             self._life.resume()
             self.answer(how)
@@ -268,7 +269,3 @@ class Succession:
             self.successor.let_go()
             for parcel in self.successor.sender.take_back():
                 parcel.sock.close()
-
-
-def _quoted(lines: t.Sequence[str]) -> str:
-    return "".join(["\nIts last lines:"] * bool(lines) + [f"\n| {line}" for line in lines])
