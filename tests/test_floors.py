@@ -19,8 +19,11 @@ FLOORS = [
     ["acceptor"],
     ["work", "roster", "server", "relief"],
     ["loop", "output", "pidfile", "inheritance", "heirlooms", "command", "child"],
-    ["predecessor", "successor", "succession"],
-    ["hooks", "life", "restart"],
+    ["departures", "predecessor", "successor", "succession"],
+    ["hooks", "life", "sole", "worker"],
+    ["shares", "notify", "reexec", "staff", "team", "consent", "turnover"],
+    ["reload", "replacement", "supervisor"],
+    ["promotion", "restart"],
     ["loader", "cli", "__main__"],
     ["__init__"],
 ]

@@ -15,6 +15,7 @@ import typing as t
 
 # Where the descriptors begin (SD_LISTEN_FDS_START).
 FIRST = 3
+NAMES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 class ActivationError(ValueError):
@@ -25,8 +26,7 @@ def claim_variables(environ: t.MutableMapping[str, str]) -> dict[str, str]:
     """Take the variables out of `environ`, if they are for this process; what they were."""
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
-    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    return {name: environ.pop(name) for name in names if name in environ}
+    return {name: environ.pop(name) for name in NAMES if name in environ}
 
 
 def sockets(variables: t.Mapping[str, str]) -> list[tuple[str, socket.socket]]:

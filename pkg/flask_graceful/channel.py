@@ -52,12 +52,15 @@ class Record(t.NamedTuple):
 
 
 class Channel:
-    """One end of the wire. Used by one thread at a time."""
+    """One end of the wire. Used by one thread at a time.
 
-    def __init__(self, sock: socket.socket) -> None:
+    :param unread: what another program in this process had received, see `unread`.
+    """
+
+    def __init__(self, sock: socket.socket, unread: str = "") -> None:
         self._sock = sock
         # What came and is no whole record yet, and the descriptors of its records.
-        self._buffer = bytearray()
+        self._buffer = bytearray(unread, "latin-1")
         self._fds: deque[list[int]] = deque()
         # What the socket did not take yet. Descriptors travel with a record's first byte.
         self._outbox: deque[tuple[memoryview, tuple[int, ...], bool]] = deque()
@@ -165,6 +168,11 @@ class Channel:
         except (ValueError, IndexError) as error:
             raise ChannelError(f"the other process sent what is no record: {error}") from error
         return Record(data, fds)
+
+    def unread(self) -> str:
+        """What came and was not taken, for the program that takes this one's place. Of a channel
+        over which no descriptors come."""
+        return self._buffer.decode("latin-1")
 
     def close(self) -> None:
         self._sock.close()

@@ -92,6 +92,10 @@ class Child:
         self._boot.close()
         return lines
 
+    def forget_boot(self) -> None:
+        """It was over before this program knew of the child."""
+        self._boot = Boot(streams=())
+
     @property
     def is_seen(self) -> bool:
         """Does a person see at once what it prints?"""
@@ -124,10 +128,10 @@ class Child:
             # It is gone, which is noticed where its channel is read.
             pass
 
-    def say(self, data: dict[str, t.Any], fds: t.Sequence[int] = ()) -> None:
-        """Send a record."""
+    def say(self, data: dict[str, t.Any], fds: t.Sequence[int] = (), given: bool = False) -> None:
+        """Send a record; see `Channel.send`."""
         try:
-            self.channel.send(data, fds)
+            self.channel.send(data, fds, given)
         except OSError:
             # As above.
             pass

@@ -102,13 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keyfile", metavar="FILE", help="private key of the certificate (PEM)")
     group = parser.add_argument_group("settings")
     for row in settings.rows():
-        unit = "" if row.unit == settings.COUNT else f"{row.unit}; "
-        group.add_argument(
-            row.flag,
-            metavar="N" if row.unit == settings.COUNT else row.unit.upper(),
-            type=_value_of(row.name),
-            help=f"{row.help} ({unit}default: {row.default})".replace("%", "%%"),
-        )
+        unit = "" if row.unit in (settings.COUNT, settings.SWITCH) else f"{row.unit}; "
+        text = f"{row.help} ({unit}default: {row.default})".replace("%", "%%")
+        if row.unit == settings.SWITCH:
+            group.add_argument(row.flag, action="store_true", default=None, help=text)
+            continue
+        metavar = "N" if row.unit == settings.COUNT else row.unit.upper()
+        group.add_argument(row.flag, metavar=metavar, type=_value_of(row.name), help=text)
     return parser
 
 

@@ -57,6 +57,11 @@ class Sender:
         self._number = 0
         self._delivered = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Is nothing waiting or under way?"""
+        return not self._waiting and not self._under_way
+
     def put(self, parcel: Parcel) -> None:
         """Queue a parcel; `push` sends it."""
         self._waiting.append(parcel)

@@ -35,6 +35,8 @@ class Inheritance:
         self.streams = Streams([], [])
         # Does the old process act on signals?
         self.signals = True
+        # For a worker: what its supervisor says of it. `parent` is that one then.
+        self.worker: dict[str, int] | None = None
         if parent is None:
             self._take_activated()
         else:
@@ -58,6 +60,7 @@ class Inheritance:
         self.files = {name: next(fds) for name in data["files"]}
         self.streams = Streams(data["streams"], list(fds))
         self.signals = data["signals"]
+        self.worker = data.get("worker")
 
     def _take_activated(self) -> None:
         try:

@@ -1,16 +1,14 @@
-"""The life of a serving process: signals, successor, end.
+"""The life of a serving process: from its beginning, through relief, to its end.
 
-Owns what the `GracefulServer`s of a process do from the first signal handler to the last response.
+Owns what the `GracefulServer`s of a process do from the first signal handler to the last response,
+whoever starts and relieves it: `sole` for a process of its own, `worker` for one of several.
 
-Strategy: one loop, in one thread, and all state of a restart or a stop is its own. Signals, the
-successor's messages, timers and the word that a server has drained reach it as events; nothing
-happens in a signal handler. The old process serves until the successor says that it is ready. Then
-it accepts no more, hands its connections over and finishes its requests; but it keeps the listening
-sockets, and serves again should the successor die.
+Strategy: one loop, in one thread, and all state of a restart or a stop is its own. Signals, other
+processes, timers and the word that a server has drained reach it as events; nothing happens in a
+signal handler. A process that is relieved accepts no more, hands its connections over and finishes
+its requests; but it keeps the listening sockets, and can serve again.
 
-Rules: whatever happens to a successor before it is ready is reaped, logged, and changes nothing.
-One boots at a time; a restart asked for meanwhile is carried out afterwards. A listening socket is
-never closed while it has no other owner and connections in its queue.
+Rules: a listening socket is never closed while it has no other owner and connections in its queue.
 """
 
 from __future__ import annotations
@@ -18,29 +16,27 @@ from __future__ import annotations
 import enum
 import logging
 import os
-import signal
 import typing as t
 from contextlib import ExitStack
 
-from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
+from .hooks import SIGNALS
 from .inheritance import take_inheritance
 from .listeners import acquire, give_up
 from .loop import Loop, Tell, Timer, to_nobody
 from .output import Streams
 from .pidfile import PidFile
 from .poller import Signals
-from .predecessor import Predecessor
-from .succession import Succession
-from .successor import Successor
 
 if t.TYPE_CHECKING:
     from .acceptor import Acceptor
+    from .departures import Departures
     from .handover import Parcel
+    from .inheritance import Inheritance
+    from .listeners import Address, Listener
+    from .predecessor import Predecessor, Predecessors
     from .restart import GracefulServer
 
 log = logging.getLogger("flask_graceful")
-
-_USR2 = getattr(signal, "SIGUSR2", None)
 
 # How often a process that finishes its requests says which ones, in seconds.
 REPORT_TIME = 5.0
@@ -66,6 +62,12 @@ class Life:
     :param servers: served together; what concerns the process is as the first one has it.
     """
 
+    # What is listened to.
+    signals: t.Mapping[int, str] = SIGNALS
+    # The way of connections to other processes, and the processes whose connections come here.
+    _departures: Departures
+    _predecessor: Predecessor | Predecessors
+
     def __init__(self, servers: t.Sequence[GracefulServer]) -> None:
         self._servers = servers
         self._first = servers[0]
@@ -74,17 +76,10 @@ class Life:
         self._loop = Loop()
         self.post = self._loop.post
         self.ask = self._loop.ask
-        self._succession = Succession(self, self._loop)
-        self.hand_over = self._succession.hand_over
         self._acceptors: list[Acceptor] = []
-        # The old process, as long as it lives; this process is its successor.
-        self._predecessor = Predecessor(self, self._loop)
-        # Has a process that gives way been told to stop besides?
-        self._was_told = False
         self._hammer_time = self.settings.hammer_time
         self._pid_file = PidFile(self.settings.pid_file)
         self._streams = Streams([], [])
-        self._delay_timer = Timer(self._shut_down)
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
         self._report_timer = Timer(self._report)
@@ -110,7 +105,7 @@ class Life:
                 server.enter(self)
             with ExitStack() as stack:
                 if self._first.handles_signals:
-                    signals = stack.enter_context(Signals(SIGNALS))
+                    signals = stack.enter_context(Signals(self.signals))
                     self._loop.watch(signals.fileno(), lambda: self._on_signals(signals))
                 self._begin()
                 while not all(server.has_drained for server in self._servers):
@@ -126,8 +121,7 @@ class Life:
         """Something has changed: when it is the last thing that was waited for, it is the end."""
         if self.state is State.RUNNING and self._failure() is not None:
             # Nobody is served any more, but not before the requests are finished.
-            self._stop_successor()
-            self._shut_down()
+            self._end_in_failure()
         elif self.is_relieved or self.state is State.SHUTTING_DOWN:
             is_done = self.is_relieved and not self._is_busy()
             for server in self._servers:
@@ -136,9 +130,13 @@ class Life:
                 # The last listener may have gone before the last connection came back, and went.
                 server._settle()
 
+    def hand_over(self, parcel: Parcel) -> None:
+        """Take a connection to another process. From any thread."""
+        self._departures.hand_over(parcel)
+
     def is_moving(self) -> bool:
-        """Are connections on their way to the successor? From any thread."""
-        return self._succession.is_busy
+        """Are connections on their way to another process? From any thread."""
+        return self._departures.is_busy
 
     def _is_busy(self) -> bool:
         """Is there something that a relieved process still has to do?"""
@@ -146,7 +144,7 @@ class Life:
             any(not server.is_empty() for server in self._servers)
             or self.is_moving()
             # Its connections travel through this process.
-            or (self._predecessor.is_there and not self._succession.is_past)
+            or (self._predecessor.is_there and not self._departures.is_past)
         )
 
     def _failure(self) -> Exception | None:
@@ -156,7 +154,7 @@ class Life:
     def _clean_up(self) -> None:
         self.state = State.TERMINATED
         self._predecessor.close()
-        self._succession.let_go()
+        self._departures.let_go()
         self._pid_file.remove()
         self._loop.close()
         for server in self._servers:
@@ -172,15 +170,15 @@ class Life:
             for server in self._servers
             for address in server.addresses
         }
-        listeners = acquire(addresses, inherited.listeners)
+        listeners = self._acquire(addresses, inherited)
         try:
-            by_name = {listener.requested: listener for listener in listeners}
-            own = [[by_name[one.text] for one in server.addresses] for server in self._servers]
+            by_text = dict(zip((one.text for one in addresses), listeners, strict=True))
+            own = [[by_text[one.text] for one in server.addresses] for server in self._servers]
             for server, some in zip(self._servers, own, strict=True):
                 server.run_before_begin(some)
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
-            self._pid_file.write()
+            self._write_pid_file()
             for server in self._servers:
                 server.log_start(inherited.parent[1] if inherited.parent else 0)
         except BaseException:
@@ -191,14 +189,33 @@ class Life:
         self._streams = inherited.streams
         self._streams.restore()
         self._streams.watch(self._loop)
-        if inherited.parent is not None:
-            going_on = [one for one in self._acceptors if one.listener.inherited_as]
-            listening = {one.listener.inherited_as: one.is_plain for one in going_on}
-            self._predecessor.announce(inherited.parent, listening, inherited.signals)
+        self._announce(inherited)
+
+    def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
+        """The listeners of these addresses, in their order.
+
+        :raises ListenError: there is none for one of them.
+        """
+        return acquire(addresses, inherited.listeners)
+
+    def _write_pid_file(self, again: bool = False) -> None:
+        """:param again: another process has, and died.
+        :raises PidFileError: it can't be written, the first time.
+        """
+        (self._pid_file.write_again if again else self._pid_file.write)()
+
+    def _announce(self, inherited: Inheritance) -> None:
+        """Everything is ready: say so, and accept when that is right."""
+        raise NotImplementedError
+
+    def _listening(self) -> dict[str, bool]:
+        """The inherited listeners that it goes on with, and whether they are plain."""
+        going_on = [one for one in self._acceptors if one.listener.inherited_as]
+        return {one.listener.inherited_as: one.is_plain for one in going_on}
+
+    def _start_accepting(self) -> None:
         if not self._predecessor.is_there:
             self.forget_parent()
-        # Not before the old process knows: one that is told to stop meanwhile ends this one too,
-        # which then holds no request.
         for acceptor in self._acceptors:
             acceptor.start()
 
@@ -212,7 +229,7 @@ class Life:
         if any(server.has_drained for server in self._servers):
             return False
         if self.is_relieved:
-            return not self._succession.is_past
+            return not self._departures.is_past
         return self.state in (State.RUNNING, State.DELAYING)
 
     def adopt(self, parcel: Parcel, stays: bool = False) -> None:
@@ -227,99 +244,56 @@ class Life:
         log.error("%d No listener is left for a connection of %s", os.getpid(), parcel.origin)
         parcel.sock.close()
 
-    # Signals.
+    # What others ask for.
 
     def _on_signals(self, signals: Signals) -> None:
-        for signum in signals.read():
-            self._run_signal_hooks(PRE_SIGNAL, signum)
-            try:
-                self._act(signum)
-            except Exception:
-                # Whatever is wrong with a restart or a stop, requests are still to be served.
-                log.exception("%d %s failed", os.getpid(), SIGNALS[signum])
-            self._run_signal_hooks(POST_SIGNAL, signum)
+        raise NotImplementedError
+
+    def restart(self, tell: Tell = to_nobody) -> None:
+        """As a signal would.
+
+        :param tell: takes the reason when nobody takes over, "" when somebody has.
+        """
+        raise NotImplementedError
+
+    def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
+        """:param timeout: seconds, instead of the setting; 0: any time.
+        :param tell: takes the reason when a hook has refused.
+        """
+        raise NotImplementedError
+
+    def stop_with_others(self) -> None:
+        """The service is to end, in every process of it, and nobody is asked any more."""
+        raise NotImplementedError
 
     def _run_signal_hooks(self, when: int, signum: int) -> None:
         for server in self._servers:
             server.run_signal_hooks(when, signum)
 
-    def _act(self, signum: int) -> None:
-        is_restart = signum == self._first.restart_signal
-        forking = " forking." if is_restart else ""
-        log.info("%d Received %s.%s", os.getpid(), SIGNALS[signum], forking)
-        if is_restart:
-            self._succession.restart(to_nobody)
-        elif signum == _USR2:
-            if self.is_relieved or self.state is State.SHUTTING_DOWN:
-                self._hammer()
-        elif signum == signal.SIGTERM and self._succession.claims_signal():
-            self.give_way()
-        elif signum in (signal.SIGINT, signal.SIGTERM):
-            self.stop()
+    def _may_stop(self) -> bool:
+        """Does no hook object?"""
+        return all(server.may_stop() for server in self._servers)
 
-    # Restart.
+    # Relief.
 
-    def restart(self, tell: Tell = to_nobody) -> None:
-        """As a signal would.
+    def _relieve(self, listening: t.Mapping[str, bool]) -> None:
+        """Accept no more, and let connections go to another process.
 
-        :param tell: takes the reason when there will be no successor, "" when it has taken over.
+        :param listening: the listeners that it goes on with, and whether they are plain.
         """
-        log.info("%d Told to restart. forking.", os.getpid())
-        self._succession.restart(tell)
-
-    def why_no_restart(self) -> str:
-        """Why a hook objects; empty when none does."""
-        reasons = (server.why_no_restart() for server in self._servers)
-        return next(filter(None, reasons), "")
-
-    def make_successor(self) -> Successor:
-        """Start a successor.
-
-        :raises OSError: it can't be started.
-        """
-        # One of several servers may be over.
-        listeners = [one.listener for one in self._acceptors if one.listener.fileno() >= 0]
-        files: dict[str, int] = {}
-        for server in self._servers:
-            files |= server.heirlooms.fds()
-        return Successor(listeners, files, self._streams, self._first.handles_signals)
-
-    def give_way(self) -> None:
-        """A successor asks for it, and may have died since: accept no more, and let connections
-        go to it."""
-        if self.state is not State.RUNNING or not self._succession.has_relief:
-            return
         self.state = State.RELIEVED
         # First: should this process die, the old one must know that somebody serves.
         self._predecessor.tell_succeeded(1)
-        successor = self._succession.successor
-        assert successor is not None
         for server in self._servers:
-            server.relieve(successor.listening)
-        self._succession.see_off()
-        self._streams.unwatch(self._loop)
+            server.relieve(listening)
+        self._departures.see_off()
         self._announce_end()
-        self._succession.answer("")
-        self.look()
-
-    def grow_older(self, generations: int) -> None:
-        """So many processes have taken over since the successor did."""
-        self._predecessor.tell_succeeded(generations + 1)
-        if generations >= self.settings.old_generations:
-            log.warning(
-                "%d %d newer processes still finish requests; this one is the oldest.",
-                os.getpid(), generations,
-            )  # fmt: skip
-            self._hammer()
 
     def end_succession(self, is_over: bool) -> None:
         """Connections end here from now on.
 
         :param is_over: so does the service; else another process goes on with it.
         """
-        if self.state is State.RUNNING and is_over:
-            # The successor was told to stop before this process could give way to it.
-            self.stop()
         if not self.is_relieved:
             return
         if is_over:
@@ -331,7 +305,6 @@ class Life:
     def resume(self) -> None:
         """The successor has died: serve again, or on."""
         if self.is_relieved:
-            self._was_told = False
             for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
                 self._loop.cancel(timer)
             self.state = State.RUNNING
@@ -341,57 +314,13 @@ class Life:
             for server in self._servers:
                 server.resume()
         if self.state is State.RUNNING:
-            self._pid_file.write_again()
+            self._write_pid_file(again=True)
 
     # The end.
 
-    def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
-        """:param timeout: seconds, instead of the setting; 0: any time.
-        :param tell: takes the reason when a hook has refused.
-        """
-        if timeout is not None:
-            self._hammer_time = timeout
-        log.info("%d Told to stop.", os.getpid())
-        self.stop()
-        if self.state is State.RUNNING:
-            tell("refused by before_shutdown hook")
-
-    def stop(self) -> None:
-        """As a signal would: stop serving. A further call skips what is waited for; where a
-        successor serves, the first one changes nothing, since this process is about to end."""
-        if self.state is State.RUNNING:
-            if all(server.may_stop() for server in self._servers):
-                self.stop_with_others()
-        elif self.state is State.DELAYING:
-            self._loop.cancel(self._delay_timer)
-            self._shut_down()
-        elif self.is_relieved and not self._was_told:
-            self._was_told = True
-        else:
-            self._hammer()
-
-    def stop_with_others(self) -> None:
-        """The service is to end, in every process of it, and nobody is asked any more."""
-        if self.state is not State.RUNNING:
-            return
-        self._stop_successor()
-        if self._succession.has_relief:
-            # That one serves already, and says when it stops.
-            self.give_way()
-            return
-        delay = self.settings.shutdown_delay
-        if delay:
-            self.state = State.DELAYING
-            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
-            self._loop.set(self._delay_timer, delay)
-        else:
-            self._shut_down()
-
-    def _stop_successor(self) -> None:
-        successor = self._succession.successor
-        if successor is not None and not successor.is_leaving:
-            log.info("%d Stopping successor %d too.", os.getpid(), successor.pid)
-            successor.stop(self._first.handles_signals and not successor.is_ready)
+    def _end_in_failure(self) -> None:
+        """Accepting has failed for good."""
+        self._shut_down()
 
     def _shut_down(self) -> None:
         """Nobody takes over: accept no more, and finish what has begun."""
@@ -424,7 +353,7 @@ class Life:
         for server in self._servers:
             server.report("Waiting for")
         # What the system would not take before, it may take now.
-        self._succession.see_off()
+        self._departures.see_off()
         self._loop.set(self._report_timer, REPORT_TIME)
 
     def _hammer(self) -> None:

@@ -140,7 +140,8 @@ class Listener:
         try:
             sock, peer = self.sock.accept()
         except OSError as error:
-            if self.is_shut and error.errno == errno.EINVAL:
+            # Shut here, or by the process whose socket it is.
+            if error.errno == errno.EINVAL and (self.is_shut or not self.is_ours):
                 raise BlockingIOError from error
             raise
         sock.setblocking(False)
@@ -241,7 +242,7 @@ def acquire(addresses: t.Mapping[Address, float], inherited: list[Listener]) -> 
     """
     listeners: list[Listener] = []
     try:
-        found = _matched(list(addresses), inherited)
+        found = matched(list(addresses), inherited)
         for address, listener in found:
             if listener is not None:
                 listener.requested = address.text
@@ -263,7 +264,7 @@ def give_up(listeners: t.Iterable[Listener]) -> None:
         listener.close(unlink=not listener.inherited_as)
 
 
-def _matched(
+def matched(
     addresses: list[Address], inherited: list[Listener]
 ) -> list[tuple[Address, Listener | None]]:
     """Each address with the inherited listener that it means; each listener at most once."""

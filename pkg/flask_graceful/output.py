@@ -75,14 +75,16 @@ class Boot:
     """The output of one successor, as its parent sees it.
 
     Standard output and error that are not open are left alone.
+
+    :param streams: which of the two are to be seen to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streams: t.Sequence[int] = (1, 2)) -> None:
         # Does a person see at once what is passed on, above what is logged?
         self.is_seen = os.isatty(2)
         self.taps: list[Tap] = []
         groups: dict[tuple[int, int, int], list[int]] = {}
-        for fd in (1, 2):
+        for fd in streams:
             try:
                 status = os.fstat(fd)
             except OSError:

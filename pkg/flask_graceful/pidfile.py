@@ -30,6 +30,11 @@ class PidFile:
     def __init__(self, path: str) -> None:
         self._path = os.path.join(_directory, path) if path else ""
 
+    @property
+    def path(self) -> str:
+        """The whole path; empty: none."""
+        return self._path
+
     def write(self) -> None:
         """Put this process's id into the file.
 

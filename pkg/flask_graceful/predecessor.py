@@ -50,26 +50,22 @@ class Predecessor:
         :param listening: the inherited listeners that it goes on with, and whether they are plain.
         :param signals: does the old process act on signals?
         """
-        channel, self._pid = parent
+        channel, pid = parent
         try:
             channel.send({"ready": listening})
             # Another parent than before is somebody else.
-            if not signals or self._pid != os.getppid() or not self._send_sigterm():
+            if not signals or pid != os.getppid() or not _send_sigterm(pid):
                 channel.send({"give_way": True})
         except OSError:
             # It has died meanwhile.
             channel.close()
             return
-        self._channel = channel
-        self._loop.watch_channel(channel, self._look)
+        self.attend(channel, pid)
 
-    def _send_sigterm(self) -> bool:
-        try:
-            os.kill(self._pid, signal.SIGTERM)
-        except OSError:
-            # The application may have become another user.
-            return False
-        return True
+    def attend(self, channel: Channel, pid: int) -> None:
+        """Take the connections that come over a channel."""
+        self._channel, self._pid = channel, pid
+        self._loop.watch_channel(channel, self._look)
 
     def _look(self) -> None:
         """The old process hands connections over, has finished, or died."""
@@ -137,3 +133,44 @@ class Predecessor:
         except OSError:
             # As above.
             pass
+
+
+def _send_sigterm(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except OSError:
+        # The application may have become another user.
+        return False
+    return True
+
+
+class Predecessors:
+    """Several of them: the workers that give way to this one."""
+
+    def __init__(self, life: Life, loop: Loop) -> None:
+        self._life = life
+        self._loop = loop
+        self._all: list[Predecessor] = []
+
+    @property
+    def is_there(self) -> bool:
+        """Does any of them live?"""
+        self._all = [one for one in self._all if one.is_there]
+        return bool(self._all)
+
+    def attend(self, channel: Channel, pid: int) -> None:
+        """Take the connections of one more."""
+        self._all.append(Predecessor(self._life, self._loop))
+        self._all[-1].attend(channel, pid)
+
+    def tell_succeeded(self, count: int) -> None:
+        for one in self._all:
+            one.tell_succeeded(count)
+
+    def tell_leaving(self) -> None:
+        for one in self._all:
+            one.tell_leaving()
+
+    def close(self) -> None:
+        for one in self._all:
+            one.close()

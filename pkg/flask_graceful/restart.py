@@ -15,19 +15,21 @@ import typing as t
 
 from .heirlooms import Heirlooms
 from .hooks import BeforeBegin, Hook, Hooks, check_restart_signal
-from .inheritance import has_parent
-from .life import Life
+from .inheritance import has_parent, inheritance
 from .listeners import Listener, parse_address, parse_addresses
+from .promotion import become_supervisor, check_workers
 from .relief import ReliefServer
 from .server import HTTPS_PORT, ServerClosed
 from .settings import checked_function, checked_timeout
+from .sole import SoleLife
+from .worker import WorkerLife
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from .acceptor import Acceptor
     from .handover import Parcel
-    from .life import State
+    from .life import Life, State
     from .tls import Credentials
 
 log = logging.getLogger("flask_graceful")
@@ -327,6 +329,16 @@ class GracefulServer(ReliefServer):
     def why_no_restart(self) -> str:
         return self._hooks.run_before_restart()
 
+    @property
+    def may_refuse_restart(self) -> bool:
+        """Is there a hook that could?"""
+        return bool(self._hooks.before_restart)
+
+    @property
+    def may_refuse_stop(self) -> bool:
+        """Is there a hook that could?"""
+        return bool(self._hooks.before_shutdown)
+
     def may_stop(self) -> bool:
         return self._hooks.run_before_shutdown()
 
@@ -360,7 +372,14 @@ class GracefulServer(ReliefServer):
 def live(servers: t.Sequence[GracefulServer]) -> None:
     """Serve together until the end."""
     _log_to_stderr_by_default()
-    Life(servers).run()
+    if inheritance().worker is not None:
+        check_workers(servers)
+        WorkerLife(servers).run()
+    elif servers[0].settings.workers:
+        check_workers(servers)
+        become_supervisor(servers)
+    else:
+        SoleLife(servers).run()
 
 
 def serve(*servers: GracefulServer) -> None:

@@ -22,12 +22,19 @@ SECONDS = "seconds"
 BYTES = "bytes"
 COUNT = "count"
 PATH = "path"
+SWITCH = "on or off"
 _EXPECTED = {
     SECONDS: "a number of seconds",
     BYTES: "a whole number of bytes",
     COUNT: "a whole number",
     PATH: "a path",
+    SWITCH: "True or False",
 }
+_WORDS = {"on": True, "off": False, "yes": True, "no": False, "true": True, "false": False}
+
+
+# As many numbers fit in the memory that they share, two generations and a few that end included.
+MOST_WORKERS = 64
 
 
 def _setting(default: t.Any, unit: str, help: str) -> t.Any:
@@ -80,6 +87,12 @@ class Settings:
         3, COUNT, "most old processes that still finish requests; beyond, the oldest cuts its own"
     )
     pid_file: str = _setting("", PATH, "file that holds the id of the process that serves")
+    workers: int = _setting(
+        0, COUNT, "processes that serve, behind one whose pid never changes; 0: this one serves"
+    )
+    rolling: bool = _setting(
+        False, SWITCH, "replace one worker after the other at a restart, where memory is tight"
+    )
 
     def __post_init__(self) -> None:
         for row in fields(self):
@@ -133,7 +146,7 @@ def markdown_rows() -> t.Iterator[str]:
 
 
 def from_text(name: str, text: str) -> float | int | str:
-    """Read the value of a setting as people write it; `off` is 0 seconds, and no path.
+    """Read the value of a setting as people write it; `off` is 0 seconds, no path, and False.
 
     :raises ValueError: it is no number, or out of range; TypeError: it is a number of no use.
     """
@@ -144,6 +157,8 @@ def from_text(name: str, text: str) -> float | int | str:
             value = "" if text == "off" else text
         elif unit == SECONDS:
             value = 0.0 if text == "off" else float(text)
+        elif unit == SWITCH:
+            value = _WORDS.get(text.lower(), text)
         else:
             value = int(text)
     except ValueError:
@@ -172,11 +187,18 @@ def checked_function(func: Func, what: str) -> Func:
 def _default_text(unit: str, value: t.Any) -> str:
     if unit == SECONDS:
         return f"{value:g}" if value else "off"
+    if unit == SWITCH:
+        return "on" if value else "off"
     return str(value) or "off"
 
 
 # The least and the most of each count.
-_RANGES = {"threads": (1, 10_000), "listen_limit": (0, 1 << 31), "old_generations": (1, 100)}
+_RANGES = {
+    "threads": (1, 10_000),
+    "listen_limit": (0, 1 << 31),
+    "old_generations": (1, 100),
+    "workers": (0, MOST_WORKERS),
+}
 
 
 def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
@@ -189,6 +211,10 @@ def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
         return 0.0 if value < 0 or math.isinf(value) else float(value)
     if unit == PATH:
         return _checked_path(name, value)
+    if unit == SWITCH:
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
+        return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
     if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:

@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import typing as t
-from collections import deque
 
 from .channel import CAN_PASS
 from .child import quoted
+from .departures import Departures
 from .loop import Timer, to_nobody
 from .poller import NEVER
 from .successor import Successor
 
 if t.TYPE_CHECKING:
-    from .handover import Parcel
-    from .life import Life
     from .loop import Loop, Tell
+    from .sole import SoleLife
 
 log = logging.getLogger("flask_graceful")
 
@@ -39,25 +37,19 @@ log = logging.getLogger("flask_graceful")
 SIGNAL_TIME = 1.0
 
 
-class Succession:
-    """The loop's thread's, but for `hand_over`."""
+class Succession(Departures):
+    """The loop's thread's, but for what `Departures` names."""
 
-    def __init__(self, life: Life, loop: Loop) -> None:
-        self._life = life
-        self._loop = loop
+    _life: SoleLife
+
+    def __init__(self, life: SoleLife, loop: Loop) -> None:
+        super().__init__(life, loop)
         self.successor: Successor | None = None
-        # The service is over, or nobody is left who could go on with connections.
-        self.is_past = False
         # How many processes have taken over since the successor did.
         self.generations = 0
         self._wants_restart = False
         # Who waits for the end of the restart.
         self._tell: Tell = to_nobody
-        # Connections that leave, until the loop sees to them; and how many have left and not yet
-        # arrived, or come back.
-        self._departing: deque[Parcel] = deque()
-        self._lock = threading.Lock()
-        self._under_way = 0
         # Until when a SIGTERM is the successor's.
         self._claims_until = 0.0
         self._boot_timer = Timer(self._on_boot_timeout)
@@ -67,17 +59,6 @@ class Succession:
         """Is there a successor that serves?"""
         one = self.successor
         return one is not None and one.is_ready and not one.is_leaving
-
-    @property
-    def is_busy(self) -> bool:
-        """Are connections on their way? From any thread."""
-        return self._under_way > 0
-
-    def hand_over(self, parcel: Parcel) -> None:
-        """Take a connection to the successor. From any thread."""
-        self._count(1)
-        self._departing.append(parcel)
-        self._loop.post(self.see_off)
 
     def see_off(self) -> None:
         """Send what waits here; without a successor it comes back."""
@@ -91,16 +72,6 @@ class Succession:
         if successor is not None:
             successor.push()
             self._loop.rearm(successor.channel)
-
-    def _take_back(self, parcels: list[Parcel]) -> None:
-        """Go on with connections that could not leave."""
-        for parcel in parcels:
-            self._life.adopt(parcel, stays=self._life.is_relieved)
-        self._count(-len(parcels))
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._under_way += change
 
     def claims_signal(self) -> bool:
         """Is the SIGTERM that has come the one that the successor sends when it serves? Once.

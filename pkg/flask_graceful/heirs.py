@@ -1,0 +1,156 @@
+"""The processes that a worker's connections go to when it gives way.
+
+Owns a channel and a sender for each of them, and the choice between them.
+
+Strategy: connections go round, so that the new workers get equal numbers. When the supervisor names
+other heirs, because still newer ones serve, the former ones get nothing more, and are let go when
+what is under way to them has arrived.
+
+Rules: what an heir had not confirmed when it died or left goes to another one; with nobody left, it
+comes back to its server.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .channel import Channel, ChannelError
+from .departures import Departures
+from .handover import Sender
+
+if t.TYPE_CHECKING:
+    from .life import Life
+    from .loop import Loop
+
+
+class Heir:
+    """One process that takes connections."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.sender = Sender(channel)
+        # Gets connections; another one has only some under way.
+        self.is_present = True
+        # Takes none any more, since it stops.
+        self.is_leaving = False
+
+    def push(self) -> None:
+        """Send what can be sent."""
+        try:
+            self.channel.flush()
+            self.sender.push()
+        except OSError:
+            # It is gone, which is noticed where its channel is read.
+            pass
+
+
+class Heirs(Departures):
+    """The loop's thread's, but for what `Departures` names."""
+
+    def __init__(self, life: Life, loop: Loop) -> None:
+        super().__init__(life, loop)
+        self._heirs: list[Heir] = []
+        self._turn = 0
+
+    def name(self, channels: t.Iterable[Channel]) -> None:
+        """From now on connections go to these."""
+        former = self._heirs
+        self._heirs = [Heir(channel) for channel in channels]
+        for heir in former:
+            heir.is_present = False
+            self._departing.extend(heir.sender.take_back_waiting())
+        for heir in list(self._heirs):
+            self._loop.watch_channel(heir.channel, self._listener_to(heir))
+        self._heirs += former
+        for heir in former:
+            self._dismiss(heir)
+        self.see_off()
+
+    def see_off(self) -> None:
+        present = [heir for heir in self._heirs if heir.is_present]
+        while self._departing:
+            parcel = self._departing.popleft()
+            if present:
+                self._turn += 1
+                present[self._turn % len(present)].sender.put(parcel)
+            else:
+                self._take_back([parcel])
+        for heir in present:
+            heir.push()
+            self._loop.rearm(heir.channel)
+
+    def end(self) -> None:
+        """The service is over: nobody takes connections any more."""
+        for heir in self._heirs:
+            heir.is_present = False
+            self._departing.extend(heir.sender.take_back_waiting())
+        self._end(is_over=True)
+        self.see_off()
+
+    def let_go(self) -> None:
+        for heir in self._heirs:
+            heir.channel.close()
+            for parcel in heir.sender.take_back():
+                parcel.sock.close()
+
+    def _listener_to(self, heir: Heir) -> t.Callable[[], object]:
+        return lambda: self._listen(heir)
+
+    def _listen(self, heir: Heir) -> None:
+        """The heir has confirmed something, or is gone."""
+        if heir not in self._heirs:
+            return
+        is_open = True
+        try:
+            while is_open and (has_more := heir.channel.fill()) is not None:
+                is_open = has_more
+                while (record := heir.channel.next()) is not None:
+                    self._heed(heir, record.data)
+        except ChannelError:
+            is_open = False
+        self._count(-heir.sender.take_delivered())
+        if not is_open:
+            self._lose(heir)
+        else:
+            if heir.is_leaving and heir.is_present:
+                heir.is_present = False
+                self._departing.extend(heir.sender.take_back_waiting())
+                self._look_for_heirs()
+            heir.push()
+            self._loop.rearm(heir.channel)
+            self._dismiss(heir)
+        self._life.look()
+
+    def _heed(self, heir: Heir, data: dict[str, t.Any]) -> None:
+        if "receipt" in data:
+            self._take_back(heir.sender.on_receipt(data))
+        heir.is_leaving = heir.is_leaving or "leaving" in data
+
+    def _dismiss(self, heir: Heir) -> None:
+        """Let an heir go that gets nothing more."""
+        if not heir.is_present and heir.sender.is_empty:
+            self._forget(heir)
+
+    def _lose(self, heir: Heir) -> None:
+        self._departing.extend(heir.sender.take_back())
+        self._forget(heir)
+        if heir.is_present:
+            self._look_for_heirs()
+        else:
+            self.see_off()
+
+    def _forget(self, heir: Heir) -> None:
+        self._loop.unwatch(heir.channel.fileno())
+        heir.channel.close()
+        self._heirs.remove(heir)
+
+    def _look_for_heirs(self) -> None:
+        """One is gone: the others take what it had; without any, it ends here."""
+        if not any(heir.is_present for heir in self._heirs):
+            self._end(is_over=False)
+        self.see_off()
+
+    def _end(self, is_over: bool) -> None:
+        if not self.is_past:
+            self.is_past = True
+            self._life.end_succession(is_over)

@@ -1,0 +1,80 @@
+"""How the process that was started becomes the supervisor of several.
+
+Owns the check whether it can, and what the supervisor is told about it.
+
+Rules: the application has been loaded here once, and is loaded by each worker again. Nothing of it
+is left in the supervisor: the process keeps its pid and its listeners, and changes its program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import typing as t
+
+from . import reexec
+from .activation import NAMES
+from .channel import CAN_PASS, VARIABLE
+from .command import OWN
+from .inheritance import take_inheritance
+from .notify import Notifier
+
+if t.TYPE_CHECKING:
+    from .restart import GracefulServer
+
+
+def check_workers(servers: t.Sequence[GracefulServer]) -> None:
+    """Can these be served by workers?
+
+    :raises RuntimeError: the system can't do it.
+    :raises ValueError: they want what only one process can give.
+    """
+    if not CAN_PASS or not hasattr(os, "execve"):
+        raise RuntimeError("workers: they share listening sockets, which needs Unix; use workers=0")
+    for server in servers:
+        if not server.handles_signals:
+            raise ValueError(
+                "workers: their supervisor handles signals; handle_signals=False can't be"
+            )
+        if server.heirlooms.fds():
+            raise ValueError("workers: add_file() hands files to one successor only; use workers=0")
+
+
+def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
+    """Serve with workers.
+
+    :raises RuntimeError: this process can't be run as a supervisor; the message says why.
+    """
+    trial = reexec.Trial(OWN)
+    status = trial.wait()
+    lines = trial.close(status)
+    if status:
+        reason = lines[-1] if lines else f"exit status {status}"
+        raise RuntimeError(f"workers: {reexec.MODULE} can't be run here: {reason}")
+    environ = reexec.first_environment()
+    for name in (*NAMES, VARIABLE):
+        environ.pop(name, None)
+    inherited = take_inheritance()
+    settings = dataclasses.asdict(servers[0].settings)
+    state = {
+        "team": {
+            "command": list(OWN),
+            "generation": 0,
+            "count": servers[0].settings.workers,
+            "settings": settings,
+            "listeners": [
+                [one.fileno(), one.inherited_as, one.is_ours, one.file]
+                for one in inherited.listeners
+            ],
+            "memory": None,
+            "workers": [],
+        },
+        "notify": Notifier.claim(environ).variables,
+    }
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    logging.shutdown()
+    reexec.execute(OWN, state, [one.fileno() for one in inherited.listeners], environ)

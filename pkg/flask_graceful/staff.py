@@ -1,0 +1,139 @@
+"""A worker process, as its supervisor sees it.
+
+Owns one worker's state, from its start to its end, and what is said over its channel. It outlives
+the supervisor's own program: all of it goes into a record and comes back from one.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import socket
+import time
+import typing as t
+
+from .channel import Channel
+from .child import Child
+from .loop import Timer
+
+if t.TYPE_CHECKING:
+    from .command import Command
+
+# The name of the memory that the workers share, among the files that they inherit.
+SHARES = "flask_graceful.shares"
+
+
+class Duty(enum.Enum):
+    """What a worker does."""
+
+    # Starts, and does not accept yet.
+    BOOTING = "booting"
+    # Could accept, and waits for the others of its generation.
+    READY = "ready"
+    SERVING = "serving"
+    # Finishes its requests.
+    DRAINING = "draining"
+
+
+class Worker(Child):
+    """One worker.
+
+    :param generation: the number of the code that it runs, counted by reloads.
+    :param shares: the memory in which the workers tell each other how many connections they have.
+    :param slot: where this one's number stands.
+    """
+
+    what = "Worker"
+
+    def __init__(self, command: Command, generation: int, shares: int, slot: int) -> None:
+        self.generation = generation
+        self.slot = slot
+        self.started = time.monotonic()
+        self.duty = Duty.BOOTING
+        # The addresses that it serves, and whether their connections are plain.
+        self.listening: dict[str, bool] = {}
+        # What its code wants of the service.
+        self.wishes: dict[str, t.Any] = {}
+        # Is another one to take its place?
+        self.is_to_go = False
+        # Records that the supervisor has not seen to.
+        self._said: list[dict[str, t.Any]] = []
+        # Until when it may live on when it has closed its channel.
+        self.end_timer = Timer(self.kill)
+        # What it printed last before it failed to boot.
+        self.last_lines: list[str] = []
+        data = {
+            "worker": {"generation": generation, "slot": slot},
+            "listeners": [],
+            "files": [SHARES],
+            "signals": True,
+        }
+        super().__init__(command, data, [shares])
+        # The ends of all children are learnt at once.
+        self.abandon()
+
+    def note(self, data: dict[str, t.Any]) -> None:
+        if "wishes" in data:
+            self.wishes = data["wishes"]
+        elif "ready" in data:
+            self.is_ready = True
+            self.duty = Duty.READY
+            self.listening = data["ready"]
+        self._said.append(data)
+
+    def take_said(self) -> list[dict[str, t.Any]]:
+        """What it has said since the last call."""
+        said, self._said = self._said, []
+        return said
+
+    def kill(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # It has ended, which is noticed elsewhere.
+            pass
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start."""
+        return time.monotonic() - self.started
+
+    # Over the supervisor's own restart.
+
+    def record(self) -> dict[str, t.Any]:
+        """Everything that is to be known about it; its boot is over."""
+        return {
+            "pid": self.pid,
+            "fd": self.channel.fileno(),
+            "unread": self.channel.unread(),
+            "generation": self.generation,
+            "slot": self.slot,
+            "started": self.started,
+            "duty": self.duty.value,
+            "wishes": self.wishes,
+            "listening": self.listening,
+            "is_to_go": self.is_to_go,
+        }
+
+    @classmethod
+    def restored(cls, record: dict[str, t.Any]) -> Worker:
+        """The worker that such a record tells of."""
+        worker = cls.__new__(cls)
+        worker.pid = record["pid"]
+        sock = socket.socket(fileno=record["fd"])
+        sock.set_inheritable(False)
+        worker.channel = Channel(sock, record["unread"])
+        worker.generation = record["generation"]
+        worker.slot = record["slot"]
+        worker.started = record["started"]
+        worker.duty = Duty(record["duty"])
+        worker.wishes = record["wishes"]
+        worker.listening = record["listening"]
+        worker.is_to_go = record["is_to_go"]
+        worker.is_ready = True
+        worker.last_lines = []
+        worker._said = []
+        worker.end_timer = Timer(worker.kill)
+        worker.forget_boot()
+        return worker

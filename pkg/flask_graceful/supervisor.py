@@ -1,0 +1,375 @@
+"""The process whose pid never changes: it holds the listeners, and serves nothing.
+
+Owns the life of the service, from its first worker to its last: what signals mean, what workers say
+and how they end, and the order of a stop. Run as a program of its own, `python -m
+flask_graceful.supervisor`, by `reexec` in the process that is to become it.
+
+Strategy: a worker is the user's own command, started anew; it loads the application, asks for its
+listeners, and waits for the word to accept. One loop, and signals are events in it.
+
+Rules: neither the application nor Flask nor the server is ever imported here, so nothing that is
+wrong with them can hurt it. Only this process speaks to systemd.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import typing as t
+from functools import partial
+
+from . import reexec
+from .child import how_it_ended
+from .consent import Consent
+from .loop import Loop, Timer
+from .notify import Notifier
+from .pidfile import PidFile
+from .poller import Signals
+from .reload import Reload
+from .replacement import Replacement
+from .staff import Duty, Worker
+from .team import Team, shut
+
+log = logging.getLogger("flask_graceful")
+
+SIGNALS = {
+    int(getattr(signal, name)): name
+    for name in (
+        "SIGHUP SIGINT SIGTERM SIGQUIT SIGUSR1 SIGUSR2 SIGTTIN SIGTTOU SIGCHLD SIGTSTP".split()
+    )
+    if hasattr(signal, name)
+}
+# Those that the hooks of the application may wait for.
+_FOR_HOOKS = {"SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGTSTP"}
+# How long after the hammer a worker may take to end, in seconds.
+KILL_TIME = 5.0
+# How often a stop says how far it has come.
+REPORT_TIME = 5.0
+
+
+class Supervisor:
+    """:param state: what `reexec` has left: of the process that was to become it, or of itself."""
+
+    def __init__(self, state: dict[str, t.Any]) -> None:
+        self.loop = Loop()
+        self.team = Team(state["team"])
+        self.notifier = Notifier(state["notify"])
+        self.reload = Reload(self)
+        self._replacement = Replacement(self)
+        self._consent = Consent(self.team, self.loop, "stop")
+        # Is the service to end?
+        self.is_stopping = False
+        # Its workers were told so.
+        self._is_told = False
+        self._exit_status = 0
+        self._stop_time: float | None = None
+        self._pid_file = PidFile("")
+        self._delay_timer = Timer(self._shut_down)
+        self._kill_timer = Timer(self._kill)
+        self._report_timer = Timer(self._report)
+        self._watchdog_timer = Timer(self._watchdog)
+
+    def record(self) -> tuple[dict[str, t.Any], list[int]]:
+        """All that the program needs to go on where this one stops, and the descriptors in it."""
+        state = {"team": self.team.record(), "notify": self.notifier.variables}
+        return state, self.team.fds()
+
+    def run(self) -> int:
+        """Serve until a signal ends it; the exit status."""
+        with Signals(SIGNALS) as signals:
+            self.loop.watch(signals.fileno(), lambda: self._on_signals(signals))
+            reexec.unblock_signals()
+            self._name_pid_file()
+            for worker in list(self.team.workers):
+                self.loop.watch_channel(worker.channel, partial(self._listen, worker))
+            self._watchdog()
+            self.reload.begin()
+            # Those that ended, and what was said, while nobody looked.
+            self._reap()
+            for worker in list(self.team.workers):
+                self._listen(worker)
+            while self.team.workers or not self.is_stopping:
+                self.loop.turn()
+        self.team.close()
+        self._pid_file.remove()
+        log.info("%d Supervisor ends.", os.getpid())
+        return self._exit_status
+
+    # Signals.
+
+    def _on_signals(self, signals: Signals) -> None:
+        for signum in signals.read():
+            try:
+                self._act(SIGNALS[signum], signum)
+            except Exception:
+                # The service is to go on, whatever is wrong here.
+                log.exception("%d %s failed", os.getpid(), SIGNALS[signum])
+
+    def _act(self, name: str, signum: int) -> None:
+        if name == "SIGCHLD":
+            self._reap()
+            return
+        log.info("%d Received %s.", os.getpid(), name)
+        if name in _FOR_HOOKS:
+            self._tell(Duty.SERVING, {"signal": signum})
+        if name == "SIGHUP":
+            self.reload.ask()
+        elif name in ("SIGTERM", "SIGINT"):
+            self.stop()
+        elif name == "SIGQUIT":
+            self._stop_at_once()
+        elif name == "SIGUSR2":
+            self._tell(Duty.DRAINING, {"hammer": True})
+        elif name in ("SIGTTIN", "SIGTTOU"):
+            self._replacement.resize(1 if name == "SIGTTIN" else -1)
+
+    # Workers.
+
+    def welcome(self, worker: Worker) -> None:
+        """A worker has been started."""
+        for pipe in worker.pipes():
+            self.loop.watch(pipe, worker.copy_output)
+        self.loop.watch_channel(worker.channel, partial(self._listen, worker))
+
+    def _listen(self, worker: Worker) -> None:
+        """A worker has said something, or is gone."""
+        if worker not in self.team.workers:
+            return
+        is_open = worker.listen()
+        self._heed_all(worker)
+        if worker not in self.team.workers:
+            return
+        if is_open:
+            self.loop.rearm(worker.channel)
+            return
+        self.loop.unwatch(worker.channel.fileno())
+        self._reap()
+        if worker in self.team.workers:
+            # Other threads of it may live on, for a time.
+            self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
+            if worker.duty is Duty.SERVING:
+                worker.duty = Duty.DRAINING
+                self._replacement.on_death(worker, "has ended its service")
+
+    def _heed_all(self, worker: Worker) -> None:
+        for said in worker.take_said():
+            self._heed(worker, said)
+
+    def _heed(self, worker: Worker, said: dict[str, t.Any]) -> None:
+        if "wishes" in said:
+            self.reload.on_wishes(worker)
+            self.team.provide(worker)
+        elif "ready" in said:
+            self._end_boot(worker)
+            if self.reload.turnover is not None and self.reload.turnover.awaits(worker):
+                self.reload.advance()
+            else:
+                self._replacement.on_ready(worker)
+                self.reload.follow_up()
+        elif "consent" in said:
+            self.reload.consent.on_answer(worker, said)
+            self._consent.on_answer(worker, said)
+        elif "replace" in said:
+            self._replacement.on_wish(worker, said["replace"])
+        elif "reload" in said:
+            log.info("%d Worker %d asks for a reload.", os.getpid(), worker.pid)
+            self.reload.ask()
+        elif "stop" in said:
+            log.info("%d Worker %d asks for a stop.", os.getpid(), worker.pid)
+            self.stop(said["stop"], is_agreed=True)
+
+    def _end_boot(self, worker: Worker) -> None:
+        for pipe in worker.pipes():
+            self.loop.unwatch(pipe)
+        worker.last_lines = worker.close_output()
+
+    def _reap(self) -> None:
+        """See to every child that has ended; as pid 1 also to those of others."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            worker = self.team.find(pid)
+            if worker is not None:
+                self._bury(worker, how_it_ended(code))
+            else:
+                self.reload.on_child(pid, code)
+
+    def _bury(self, worker: Worker, how: str) -> None:
+        """A worker has ended."""
+        # What it said last may still lie in the channel.
+        worker.listen()
+        self._heed_all(worker)
+        self.loop.unwatch(worker.channel.fileno())
+        self.loop.cancel(worker.end_timer)
+        if worker.pipes():
+            self._end_boot(worker)
+        self.team.remove(worker)
+        self.reload.consent.on_death(worker)
+        self._consent.on_death(worker)
+        if self.reload.on_death(worker, how):
+            pass
+        elif worker.duty is Duty.DRAINING or self.is_stopping:
+            log.info("%d Worker %d %s.", os.getpid(), worker.pid, how)
+            self.reload.advance()
+        else:
+            self._replacement.on_death(worker, how)
+        self.reload.follow_up()
+
+    # How a reload has ended.
+
+    def on_generation(self, pids: list[int]) -> None:
+        """These workers serve now, and no older ones."""
+        self._name_pid_file()
+        self._limit_generations()
+        workers = "worker" if len(pids) == 1 else "workers"
+        text = " ".join(map(str, pids))
+        status = f"Generation {self.team.generation} serves with {workers} {text}"
+        log.info("%d %s.", os.getpid(), status)
+        self.notifier.ready(status)
+        # Some may have died meanwhile.
+        self._replacement.replace()
+
+    def on_failure(self, reason: str, quotation: str) -> None:
+        """The new workers do not come to serve.
+
+        :param quotation: what they have printed, to be shown below.
+        """
+        if self.team.on(Duty.SERVING) or self.is_stopping:
+            what = "%d Reload failed: %s; nothing has changed.%s"
+            log.error(what, os.getpid(), reason, quotation)
+            if not self.is_stopping:
+                self.notifier.ready(f"Reload failed: {reason}")
+            self._tell(Duty.SERVING, {"refused": reason})
+            self._replacement.replace()
+        else:
+            log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
+            self._exit_status = 1
+            self.is_stopping = True
+
+    def _limit_generations(self) -> None:
+        """The oldest workers cut what they have when there are too many generations of them."""
+        draining = self.team.on(Duty.DRAINING)
+        old = sorted({worker.generation for worker in draining})
+        for worker in draining:
+            if worker.generation in old[: -self.team.settings["old_generations"]]:
+                worker.say({"hammer": True})
+
+    # The end.
+
+    def stop(self, timeout: float | None = None, is_agreed: bool = False) -> None:
+        """Stop after the requests in flight, unless a hook refuses; a further call skips what is
+        waited for.
+
+        :param timeout: seconds that they get, instead of `hammer_time`; 0: any time.
+        :param is_agreed: the hooks have been asked.
+        """
+        if self._is_told:
+            self._hammer()
+        elif self.is_stopping:
+            self._shut_down()
+        elif is_agreed:
+            self._on_consent(timeout, "")
+        elif not self._consent.is_awaited:
+            self._consent.ask(partial(self._on_consent, timeout))
+
+    def _on_consent(self, timeout: float | None, reason: str | None) -> None:
+        if reason:
+            log.info("%d Not stopped: %s.", os.getpid(), reason)
+            return
+        self._stop_time = timeout
+        self._begin_stop()
+        delay = self.team.settings["shutdown_delay"]
+        if delay:
+            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
+            self.loop.set(self._delay_timer, delay)
+        else:
+            self._shut_down()
+
+    def _stop_at_once(self) -> None:
+        self._begin_stop()
+        if not self._is_told:
+            self._shut_down()
+        self._hammer()
+
+    def _begin_stop(self) -> None:
+        if self.is_stopping:
+            return
+        self.is_stopping = True
+        self.notifier.stopping("Stopping")
+        self.reload.give_up()
+        for worker in self.team.on(Duty.BOOTING, Duty.READY):
+            worker.kill()
+        self._report()
+
+    def _shut_down(self) -> None:
+        self._is_told = True
+        self.loop.cancel(self._delay_timer)
+        shut(self.team.listeners)
+        for listener in self.team.listeners:
+            log.info("%d %s Listener closed.", os.getpid(), listener.address)
+        log.info("%d Waiting for workers to finish...", os.getpid())
+        for worker in self.team.on(Duty.SERVING, Duty.DRAINING):
+            worker.duty = Duty.DRAINING
+            worker.say({"stop": self._stop_time})
+        # They have the same limit; this one is for those that do not keep it.
+        limit = self.team.settings["hammer_time"] if self._stop_time is None else self._stop_time
+        self.loop.set(self._kill_timer, limit and limit + KILL_TIME)
+
+    def _hammer(self) -> None:
+        log.warning("%d [STOP - Hammer Time] Forcefully shutting down workers", os.getpid())
+        self._tell(Duty.DRAINING, {"hammer": True})
+        self.loop.cancel(self._kill_timer)
+        self.loop.set(self._kill_timer, KILL_TIME)
+
+    def _kill(self) -> None:
+        for worker in self.team.workers:
+            log.warning("%d Worker %d does not end; killing it.", os.getpid(), worker.pid)
+            worker.kill()
+
+    def _tell(self, duty: Duty, record: dict[str, t.Any]) -> None:
+        for worker in self.team.on(duty):
+            worker.say(record)
+
+    def _report(self) -> None:
+        """Say that a stop takes its time."""
+        count = len(self.team.workers)
+        self.notifier.extend(3 * REPORT_TIME, f"Waiting for {count} workers to finish")
+        self.loop.set(self._report_timer, REPORT_TIME)
+
+    def _watchdog(self) -> None:
+        if self.notifier.watchdog_time:
+            self.notifier.watchdog()
+            self.loop.set(self._watchdog_timer, self.notifier.watchdog_time)
+
+    def _name_pid_file(self) -> None:
+        """The file that the code which serves asks for."""
+        if not self.team.on(Duty.SERVING):
+            return
+        path = self.team.settings["pid_file"]
+        if path != self._pid_file.path:
+            self._pid_file.remove()
+            self._pid_file = PidFile(path)
+        self._pid_file.write_again()
+
+
+def main() -> t.NoReturn:
+    """The program."""
+    if sys.argv[1:2] == ["--version"]:
+        sys.exit(0 if sys.argv[2:] == [reexec.VERSION] else 1)
+    state = reexec.take_state(os.environ)
+    if state is None:
+        print("flask_graceful.supervisor is started by a server with workers", file=sys.stderr)
+        sys.exit(2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(Supervisor(state).run())
+
+
+if __name__ == "__main__":
+    main()

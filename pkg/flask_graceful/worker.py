@@ -1,0 +1,250 @@
+"""The life of a worker: one of several processes that serve, started by a supervisor.
+
+Owns this process's end of the channel to the supervisor, and what is done at its word.
+
+Strategy: a worker is the user's command like any other serving process. Where that one binds its
+addresses and starts its own successor, a worker asks the supervisor for its listeners, accepts when
+it is told to, and gives way to the workers that it is told of.
+
+Rules: signals that are meant for the service are the supervisor's. A worker that gets them with all
+others, from a terminal or by `pkill`, does nothing, but for SIGTERM: then it asks to be replaced.
+When the supervisor has died, which the kernel tells by the end of the channel, a worker finishes
+its requests and ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import time
+import typing as t
+
+from .channel import Channel, ChannelError, Record
+from .heirs import Heirs
+from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
+from .life import Life, State
+from .listeners import Listener, ListenError
+from .loop import Tell, to_nobody
+from .predecessor import Predecessors
+
+if t.TYPE_CHECKING:
+    from .inheritance import Inheritance
+    from .listeners import Address
+    from .poller import Signals
+    from .restart import GracefulServer
+
+log = logging.getLogger("flask_graceful")
+
+# The most that the supervisor may take to bind an address, in seconds.
+ANSWER_TIME = 30.0
+
+_QUIT = getattr(signal, "SIGQUIT", None)
+
+
+# What a terminal sends to all processes of a service is not to end this one.
+_HANDLED = {**SIGNALS, **({int(_QUIT): "SIGQUIT"} if _QUIT else {})}
+
+
+class WorkerLife(Life):
+    """See `Life`."""
+
+    signals = _HANDLED
+    _supervisor: Channel | None = None
+
+    def __init__(self, servers: t.Sequence[GracefulServer]) -> None:
+        super().__init__(servers)
+        self._departures = self._heirs = Heirs(self, self._loop)
+        self._predecessor = Predecessors(self, self._loop)
+        # Who waits for the end of a reload.
+        self._tellers: list[Tell] = []
+
+    def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
+        """Ask the supervisor for them."""
+        assert inherited.parent is not None
+        self._supervisor = inherited.parent[0]
+        self._say({"wishes": self._wishes(addresses)})
+        try:
+            record = self._supervisor.receive(time.monotonic() + ANSWER_TIME)
+        except (TimeoutError, ChannelError) as error:
+            raise ListenError(None, f"the supervisor gives no listeners: {error}") from error
+        if record is None:
+            raise ListenError(None, "the supervisor has ended")
+        if "error" in record.data:
+            raise ListenError(None, record.data["error"])
+        listeners = [
+            Listener(socket.socket(fileno=fd), name, name, is_ours=False)
+            for name, fd in zip(record.data["given"], record.fds, strict=False)
+        ]
+        if len(listeners) < len(addresses):
+            raise ListenError(None, "can't take the listeners: too many open files")
+        return listeners
+
+    def _wishes(self, addresses: t.Iterable[Address]) -> dict[str, t.Any]:
+        """What the supervisor is to know of this code."""
+        return {
+            "addresses": [
+                # The supervisor may be elsewhere.
+                f"unix:{os.path.abspath(one.path)}"
+                if one.path and not one.path.startswith("@")
+                else one.text or f":{one.port}"
+                for one in addresses
+            ],
+            "settings": {
+                **dataclasses.asdict(self.settings),
+                "pid_file": self.settings.pid_file and os.path.abspath(self.settings.pid_file),
+            },
+            "may_refuse": {
+                "restart": any(server.may_refuse_restart for server in self._servers),
+                "stop": any(server.may_refuse_stop for server in self._servers),
+            },
+        }
+
+    def _write_pid_file(self, again: bool = False) -> None:
+        """The supervisor does."""
+
+    def _announce(self, inherited: Inheritance) -> None:
+        """Tell the supervisor, which says when to accept."""
+        channel = self._supervisor
+        assert channel is not None
+        self._say({"ready": self._listening()})
+        self._loop.watch_channel(channel, self._listen)
+        self._listen()
+
+    def _say(self, data: dict[str, t.Any]) -> None:
+        if self._supervisor is None:
+            return
+        try:
+            self._supervisor.send(data)
+        except OSError:
+            # It is gone, which is noticed where its channel is read.
+            pass
+
+    # What the supervisor says.
+
+    def _listen(self) -> None:
+        channel = self._supervisor
+        if channel is None:
+            return
+        is_open = True
+        try:
+            while is_open and (has_more := channel.fill()) is not None:
+                is_open = has_more
+                while (record := channel.next()) is not None:
+                    self._heed(record)
+            channel.flush()
+        except ChannelError as error:
+            log.error("%d Supervisor: %s", os.getpid(), error)
+            is_open = False
+        except OSError:
+            # Its end is noticed where it is read.
+            pass
+        if is_open:
+            self._loop.rearm(channel)
+        else:
+            self._lose_supervisor(channel)
+        self.look()
+
+    def _heed(self, record: Record) -> None:
+        data = record.data
+        if "predecessor" in data:
+            for fd in record.fds:
+                self._predecessor.attend(Channel(socket.socket(fileno=fd)), data["predecessor"])
+        elif "go" in data:
+            self._start_accepting()
+        elif "heirs" in data:
+            channels = [Channel(socket.socket(fileno=fd)) for fd in record.fds]
+            self._give_way(channels, data["heirs"])
+        elif "stop" in data:
+            self._stop(data["stop"])
+        elif "hammer" in data:
+            self._hammer()
+        elif "signal" in data:
+            self._run_signal_hooks(PRE_SIGNAL, data["signal"])
+            self._run_signal_hooks(POST_SIGNAL, data["signal"])
+        elif "consult" in data:
+            reason = self._why_not(data["consult"])
+            self._say({"consent": data["consult"], "reason": reason})
+        elif "refused" in data:
+            self._answer(data["refused"])
+
+    def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
+        """Let connections go to other workers, from now on or instead of to former ones."""
+        if self.state not in (State.RUNNING, State.RELIEVED) or self._heirs.is_past:
+            for channel in channels:
+                channel.close()
+            return
+        self._heirs.name(channels)
+        if self.state is State.RUNNING:
+            self._relieve(listening)
+        self._answer("")
+
+    def _stop(self, timeout: float | None) -> None:
+        """The service ends.
+
+        :param timeout: seconds, instead of the setting; 0: any time.
+        """
+        if timeout is not None:
+            self._hammer_time = timeout
+        if self.state is State.RUNNING:
+            self._shut_down()
+        elif self.is_relieved:
+            self._heirs.end()
+            self._loop.set(self._hammer_timer, self._hammer_time)
+
+    def _why_not(self, what: str) -> str:
+        """Why a hook objects to a restart or a stop; empty when none does."""
+        if what == "stop":
+            return "" if self._may_stop() else "refused by before_shutdown hook"
+        return next(filter(None, (server.why_no_restart() for server in self._servers)), "")
+
+    def _answer(self, reason: str) -> None:
+        tellers, self._tellers = self._tellers, []
+        for tell in tellers:
+            tell(reason)
+
+    def _lose_supervisor(self, channel: Channel) -> None:
+        self._loop.unwatch(channel.fileno())
+        channel.close()
+        self._supervisor = None
+        log.error("%d The supervisor has ended; so does this worker.", os.getpid())
+        self._answer("the supervisor has ended")
+        self._stop(None)
+
+    # What this process asks for.
+
+    def _on_signals(self, signals: Signals) -> None:
+        for signum in signals.read():
+            if signum == signal.SIGTERM and self.state is State.RUNNING:
+                self._ask_to_be_replaced("it has received SIGTERM")
+
+    def _ask_to_be_replaced(self, reason: str) -> None:
+        self._say({"replace": reason})
+
+    def restart(self, tell: Tell = to_nobody) -> None:
+        self._tellers.append(tell)
+        self._say({"reload": True})
+
+    def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
+        if self.state is State.RUNNING and not self._may_stop():
+            tell("refused by before_shutdown hook")
+            return
+        self._say({"stop": timeout})
+
+    def stop_with_others(self) -> None:
+        """An older process says so that knows of no supervisor."""
+        self._say({"stop": None})
+
+    def forget_parent(self) -> None:
+        if not self._predecessor.is_there:
+            super().forget_parent()
+
+    def _clean_up(self) -> None:
+        if self._supervisor is not None:
+            # First: what is waited for is the last thing that it hears.
+            self._loop.unwatch(self._supervisor.fileno())
+        super()._clean_up()
+        if self._supervisor is not None:
+            self._supervisor.close()
