@@ -179,8 +179,9 @@ class Life:
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
             self._write_pid_file()
+            old = inherited.parent[1] if inherited.parent and inherited.worker is None else 0
             for server in self._servers:
-                server.log_start(inherited.parent[1] if inherited.parent else 0)
+                server.log_start(old)
         except BaseException:
             give_up(listeners)
             raise
@@ -330,9 +331,12 @@ class Life:
             server.lame_duck()
         self._announce_end()
 
-    def _announce_end(self) -> None:
+    def _log_end(self) -> None:
         for acceptor in self._acceptors:
             log.info("%d %s Listener closed.", os.getpid(), acceptor.listener.address)
+
+    def _announce_end(self) -> None:
+        self._log_end()
         log.info("%d Waiting for connections to finish...", os.getpid())
         self._loop.set(self._hammer_timer, self._hammer_time)
         self._loop.set(self._report_timer, REPORT_TIME)

@@ -310,7 +310,7 @@ class GracefulServer(ReliefServer):
         places = []
         for listener in self._listeners:
             places.append(("unix:" if listener.network == "unix" else "") + listener.address)
-            if listener.inherited_as and not old:
+            if listener.inherited_as.startswith("systemd:") and not old:
                 log.info("%d Listening on init activated %s", pid, places[-1])
             log.info("%d Serving %s on %s", pid, scheme, places[-1])
         if old:

@@ -113,6 +113,9 @@ class WorkerLife(Life):
         self._loop.watch_channel(channel, self._listen)
         self._listen()
 
+    def _log_end(self) -> None:
+        """The listeners are the supervisor's, and so is the word about them."""
+
     def _say(self, data: dict[str, t.Any]) -> None:
         if self._supervisor is None:
             return
