@@ -21,7 +21,7 @@ FLOORS = [
     ["loop", "output", "pidfile", "inheritance", "heirlooms", "command", "child"],
     ["departures", "predecessor", "successor", "succession"],
     ["hooks", "life", "sole", "worker"],
-    ["shares", "notify", "reexec", "staff", "team", "consent", "turnover"],
+    ["shares", "notify", "reexec", "staff", "team", "consent", "turnover", "origin"],
     ["reload", "replacement", "supervisor"],
     ["promotion", "restart"],
     ["loader", "cli", "__main__"],

@@ -43,7 +43,7 @@ class Departures:
         self._loop.post(self.see_off)
 
     def see_off(self) -> None:
-        """Send what waits here; with nobody to take it, it comes back."""
+        """Send what waits here."""
         raise NotImplementedError
 
     def let_go(self) -> None:

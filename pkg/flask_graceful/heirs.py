@@ -6,8 +6,8 @@ Strategy: connections go round, so that the new workers get equal numbers. When 
 other heirs, because still newer ones serve, the former ones get nothing more, and are let go when
 what is under way to them has arrived.
 
-Rules: what an heir had not confirmed when it died or left goes to another one; with nobody left, it
-comes back to its server.
+Rules: what an heir had not confirmed when it died or left goes to another one. With nobody left, it
+waits here until the supervisor has said who takes over now: others, or this process again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .departures import Departures
 from .handover import Sender
 
 if t.TYPE_CHECKING:
-    from .life import Life
     from .loop import Loop
+    from .worker import WorkerLife
 
 
 class Heir:
@@ -47,7 +47,9 @@ class Heir:
 class Heirs(Departures):
     """The loop's thread's, but for what `Departures` names."""
 
-    def __init__(self, life: Life, loop: Loop) -> None:
+    _life: WorkerLife
+
+    def __init__(self, life: WorkerLife, loop: Loop) -> None:
         super().__init__(life, loop)
         self._heirs: list[Heir] = []
         self._turn = 0
@@ -67,25 +69,24 @@ class Heirs(Departures):
         self.see_off()
 
     def see_off(self) -> None:
-        present = [heir for heir in self._heirs if heir.is_present]
-        while self._departing:
-            parcel = self._departing.popleft()
-            if present:
-                self._turn += 1
-                present[self._turn % len(present)].sender.put(parcel)
-            else:
-                self._take_back([parcel])
+        present = self._present()
+        while self._departing and present:
+            self._turn += 1
+            present[self._turn % len(present)].sender.put(self._departing.popleft())
         for heir in present:
             heir.push()
             self._loop.rearm(heir.channel)
 
-    def end(self) -> None:
-        """The service is over: nobody takes connections any more."""
-        for heir in self._heirs:
+    def forget_all(self) -> None:
+        """Nobody takes connections any more: those that wait come back."""
+        self.is_past = self._life.is_relieved
+        for heir in list(self._heirs):
             heir.is_present = False
             self._departing.extend(heir.sender.take_back_waiting())
-        self._end(is_over=True)
-        self.see_off()
+            self._dismiss(heir)
+        waiting = list(self._departing)
+        self._departing.clear()
+        self._take_back(waiting)
 
     def let_go(self) -> None:
         for heir in self._heirs:
@@ -134,10 +135,7 @@ class Heirs(Departures):
     def _lose(self, heir: Heir) -> None:
         self._departing.extend(heir.sender.take_back())
         self._forget(heir)
-        if heir.is_present:
-            self._look_for_heirs()
-        else:
-            self.see_off()
+        self._look_for_heirs()
 
     def _forget(self, heir: Heir) -> None:
         self._loop.unwatch(heir.channel.fileno())
@@ -145,12 +143,10 @@ class Heirs(Departures):
         self._heirs.remove(heir)
 
     def _look_for_heirs(self) -> None:
-        """One is gone: the others take what it had; without any, it ends here."""
-        if not any(heir.is_present for heir in self._heirs):
-            self._end(is_over=False)
+        """One is gone: the others take what it had."""
+        if not self._present() and not self.is_past:
+            self._life.ask_for_heirs()
         self.see_off()
 
-    def _end(self, is_over: bool) -> None:
-        if not self.is_past:
-            self.is_past = True
-            self._life.end_succession(is_over)
+    def _present(self) -> list[Heir]:
+        return [heir for heir in self._heirs if heir.is_present]

@@ -145,6 +145,11 @@ class Streams:
         # By the reading ends.
         self._real = dict(zip(fds[1::2], fds[::2], strict=True))
 
+    def record(self) -> list[t.Any]:
+        """What this process's next program needs to go on with them."""
+        fds = self.fds()
+        return [self._targets or [[]] * (len(fds) // 2), fds]
+
     def restore(self) -> None:
         """Print to the real files from now on."""
         for stream in (sys.stdout, sys.stderr):
@@ -155,6 +160,7 @@ class Streams:
                 os.dup2(real, target)
         if self._targets:
             print_at_once(os.isatty(1))
+        self._targets = []
 
     def watch(self, loop: Loop) -> None:
         """Pass on what others print, as long as there is somebody."""

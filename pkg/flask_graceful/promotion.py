@@ -72,9 +72,17 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
             "workers": [],
         },
         "notify": Notifier.claim(environ).variables,
+        "origin": [0, 0, []],
+        "streams": inherited.streams.record(),
     }
+    kept = [*(one.fileno() for one in inherited.listeners), *inherited.streams.fds()]
+    if inherited.parent is not None:
+        channel, pid = inherited.parent
+        state["origin"] = [channel.fileno(), pid, [one.inherited_as for one in inherited.listeners]]
+        kept.append(channel.fileno())
+    inherited.close_files()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
     logging.shutdown()
-    reexec.execute(OWN, state, [one.fileno() for one in inherited.listeners], environ)
+    reexec.execute(OWN, state, kept, environ)

@@ -99,9 +99,26 @@ class Replacement:
                 return
             self._loop.set(self._boot_timer, self._team.settings["boot_timeout"])
 
+    def on_forlorn(self, worker: Worker) -> None:
+        """Those are gone that have taken over from this worker: others do, or it serves again."""
+        serving = self._team.on(Duty.SERVING)
+        if self._supervisor.is_stopping or worker.duty is not Duty.DRAINING:
+            return
+        if len(serving) < self._team.count and not worker.is_to_go:
+            worker.duty = Duty.SERVING
+            worker.say({"resume": True})
+            log.error("%d Worker %d, which was to go, serves again.", os.getpid(), worker.pid)
+        elif serving:
+            self._team.hand_on([worker], serving)
+
     def on_ready(self, worker: Worker) -> None:
         """A worker that was missing can serve; one that is to go makes room for it."""
         serving = self._team.on(Duty.SERVING)
+        if len([one for one in serving if not one.is_to_go]) >= self._team.count:
+            log.info("%d Worker %d is not needed any more.", os.getpid(), worker.pid)
+            worker.duty = Duty.DRAINING
+            worker.say({"stop": None})
+            return
         leaving = [one for one in serving if one.is_to_go][:1]
         heirs = [one for one in serving if not one.is_to_go]
         self._team.hand_on(leaving, [*heirs, worker])

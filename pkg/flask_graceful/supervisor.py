@@ -25,6 +25,8 @@ from .child import how_it_ended
 from .consent import Consent
 from .loop import Loop, Timer
 from .notify import Notifier
+from .origin import Origin
+from .output import Streams
 from .pidfile import PidFile
 from .poller import Signals
 from .reload import Reload
@@ -43,6 +45,7 @@ SIGNALS = {
 }
 # Those that the hooks of the application may wait for.
 _FOR_HOOKS = {"SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGTSTP"}
+NO_ORIGIN = [0, 0, []]
 # How long after the hammer a worker may take to end, in seconds.
 KILL_TIME = 5.0
 # How often a stop says how far it has come.
@@ -56,6 +59,10 @@ class Supervisor:
         self.loop = Loop()
         self.team = Team(state["team"])
         self.notifier = Notifier(state["notify"])
+        self._origin = Origin(*state["origin"])
+        self._streams = Streams(*state["streams"])
+        for fd in self._streams.fds():
+            os.set_inheritable(fd, False)
         self.reload = Reload(self)
         self._replacement = Replacement(self)
         self._consent = Consent(self.team, self.loop, "stop")
@@ -73,14 +80,21 @@ class Supervisor:
 
     def record(self) -> tuple[dict[str, t.Any], list[int]]:
         """All that the program needs to go on where this one stops, and the descriptors in it."""
-        state = {"team": self.team.record(), "notify": self.notifier.variables}
-        return state, self.team.fds()
+        state = {
+            "team": self.team.record(),
+            "notify": self.notifier.variables,
+            "origin": NO_ORIGIN,
+            "streams": self._streams.record(),
+        }
+        return state, [*self.team.fds(), *self._streams.fds()]
 
     def run(self) -> int:
         """Serve until a signal ends it; the exit status."""
         with Signals(SIGNALS) as signals:
             self.loop.watch(signals.fileno(), lambda: self._on_signals(signals))
             reexec.unblock_signals()
+            self._streams.restore()
+            self._streams.watch(self.loop)
             self._name_pid_file()
             for worker in list(self.team.workers):
                 self.loop.watch_channel(worker.channel, partial(self._listen, worker))
@@ -168,6 +182,8 @@ class Supervisor:
             else:
                 self._replacement.on_ready(worker)
                 self.reload.follow_up()
+        elif "forlorn" in said:
+            self._replacement.on_forlorn(worker)
         elif "consent" in said:
             self.reload.consent.on_answer(worker, said)
             self._consent.on_answer(worker, said)
@@ -226,6 +242,7 @@ class Supervisor:
 
     def on_generation(self, pids: list[int]) -> None:
         """These workers serve now, and no older ones."""
+        self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
         self._limit_generations()
         workers = "worker" if len(pids) == 1 else "workers"

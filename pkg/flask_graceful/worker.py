@@ -162,6 +162,9 @@ class WorkerLife(Life):
             self._give_way(channels, data["heirs"])
         elif "stop" in data:
             self._stop(data["stop"])
+        elif "resume" in data:
+            self.resume()
+            self._heirs.forget_all()
         elif "hammer" in data:
             self._hammer()
         elif "signal" in data:
@@ -194,8 +197,13 @@ class WorkerLife(Life):
         if self.state is State.RUNNING:
             self._shut_down()
         elif self.is_relieved:
-            self._heirs.end()
+            self._heirs.forget_all()
+            self.end_succession(is_over=True)
             self._loop.set(self._hammer_timer, self._hammer_time)
+
+    def ask_for_heirs(self) -> None:
+        """Those that took over are gone."""
+        self._say({"forlorn": True})
 
     def _why_not(self, what: str) -> str:
         """Why a hook objects to a restart or a stop; empty when none does."""
