@@ -60,6 +60,18 @@ class WorkerLife(Life):
         self._predecessor = Predecessors(self, self._loop)
         # Who waits for the end of a reload.
         self._tellers: list[Tell] = []
+        # What the supervisor says, by the word for it.
+        self._acts: dict[str, t.Callable[[Record], object]] = {
+            "predecessor": self._on_predecessor,
+            "go": lambda record: self._start_accepting(),
+            "heirs": self._on_heirs,
+            "resume": self._on_resume,
+            "stop": lambda record: self._stop(record.data["stop"]),
+            "hammer": lambda record: self._hammer(),
+            "signal": self._on_signal,
+            "consult": self._on_consult,
+            "refused": lambda record: self._answer(record.data["refused"]),
+        }
 
     def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
         """Ask the supervisor for them."""
@@ -151,30 +163,30 @@ class WorkerLife(Life):
         self.look()
 
     def _heed(self, record: Record) -> None:
-        data = record.data
-        if "predecessor" in data:
-            for fd in record.fds:
-                self._predecessor.attend(Channel(socket.socket(fileno=fd)), data["predecessor"])
-        elif "go" in data:
-            self._start_accepting()
-        elif "heirs" in data:
-            channels = [Channel(socket.socket(fileno=fd)) for fd in record.fds]
-            self._give_way(channels, data["heirs"])
-        elif "stop" in data:
-            self._stop(data["stop"])
-        elif "resume" in data:
-            self.resume()
-            self._heirs.forget_all()
-        elif "hammer" in data:
-            self._hammer()
-        elif "signal" in data:
-            self._run_signal_hooks(PRE_SIGNAL, data["signal"])
-            self._run_signal_hooks(POST_SIGNAL, data["signal"])
-        elif "consult" in data:
-            reason = self._why_not(data["consult"])
-            self._say({"consent": data["consult"], "reason": reason})
-        elif "refused" in data:
-            self._answer(data["refused"])
+        for word, act in self._acts.items():
+            if word in record.data:
+                act(record)
+
+    def _on_predecessor(self, record: Record) -> None:
+        for fd in record.fds:
+            channel = Channel(socket.socket(fileno=fd))
+            self._predecessor.attend(channel, record.data["predecessor"])
+
+    def _on_heirs(self, record: Record) -> None:
+        channels = [Channel(socket.socket(fileno=fd)) for fd in record.fds]
+        self._give_way(channels, record.data["heirs"])
+
+    def _on_resume(self, record: Record) -> None:
+        self.resume()
+        self._heirs.forget_all()
+
+    def _on_signal(self, record: Record) -> None:
+        for when in (PRE_SIGNAL, POST_SIGNAL):
+            self._run_signal_hooks(when, record.data["signal"])
+
+    def _on_consult(self, record: Record) -> None:
+        what = record.data["consult"]
+        self._say({"consent": what, "reason": self._why_not(what)})
 
     def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
         """Let connections go to other workers, from now on or instead of to former ones."""
