@@ -2,13 +2,14 @@
 # make test  set up and run the tests
 # make check style and types
 # make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw of them
+# make bench-workers  what a second worker brings; needs wrk
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check soak bench clean
+.PHONY: run test check soak bench bench-workers clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -35,6 +36,10 @@ bench:
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip --quiet --disable-pip-version-check install -r benchmarks/requirements.txt
 	$(BENCH)/bin/python benchmarks/bench.py $(ARGS)
+
+bench-workers: $(VENV)/.dev
+	@command -v wrk >/dev/null || { echo "make bench-workers needs wrk (Debian: apt-get install wrk)"; exit 1; }
+	$(BIN)/python benchmarks/workers.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache *.egg-info

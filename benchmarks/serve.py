@@ -22,6 +22,16 @@ def ours(app: t.Any, port: int) -> None:
     Server(f"{HOST}:{port}", app, threads=THREADS).listen_and_serve()
 
 
+def workers_1(app: t.Any, port: int, count: int = 1) -> None:
+    from flask_graceful import GracefulServer
+
+    GracefulServer(f"{HOST}:{port}", app, threads=THREADS, workers=count).listen_and_serve()
+
+
+def workers_2(app: t.Any, port: int) -> None:
+    workers_1(app, port, 2)
+
+
 def bjoern(app: t.Any, port: int) -> None:
     import bjoern
 
