@@ -9,7 +9,8 @@ connection begins its life here and nothing is read from it here, so no client c
 Rules: errors that pass cause a pause, as in Go (row Y1); others end the serving and leave open
 connections alone (row L9). A queue that nobody goes on with is emptied before it is closed, with
 the door shut first, so that whoever was let in is served. While another process serves the same
-socket, accepting rests and the socket stays, since that process may die.
+socket, accepting rests and the socket stays, since that process may die. Of several processes that
+accept from one queue, whoever has more connections than others steps aside for a moment (`shares`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .errors import ServerClosed
 from .listeners import join_host_port, peer_name, plain_host
 from .poller import NEVER, Deadlines, wait_ready
 from .secure import SecureConnection
+from .shares import TICK, Turn
 from .tls import failure_text
 from .wire import TLSWire, Wire
 from .wsgi import base_environ
@@ -89,6 +91,9 @@ class Acceptor:
         self._bases: dict[str, WSGIEnvironment] = {}
         self._pause = 0.0
         self._rests = True
+        # Left to other workers for a moment, and not in the poller?
+        self._is_aside = False
+        self._turn = None if server.shares is None else Turn(server.shares)
         # Whoever ends a connection may start it again, also in the middle of accepting.
         self._lock = threading.RLock()
         self._is_over = False
@@ -113,7 +118,9 @@ class Acceptor:
             if not self._is_over and self._rests and not self._server.is_stopping:
                 self._rests = False
                 self.listener.reopen()
-                self._server.crew.poller.register_level(self.listener.fileno(), self)
+                if self._turn is not None:
+                    self._turn.shares.enter()
+                self._watch()
 
     def rest(self) -> None:
         """Leave the queue to another process until `start`, or for good."""
@@ -179,7 +186,7 @@ class Acceptor:
             return
         failed: Exception | None = None
         try:
-            if not self._is_over and not self._rests:
+            if not self._is_over and not self._rests and not self._is_aside:
                 self._accept(ACCEPT_BATCH)
                 self._pause = 0.0
         except OSError as error:
@@ -196,16 +203,56 @@ class Acceptor:
             self.stop(drain_queue=False)
 
     def on_deadline(self) -> None:
-        """The pause after an accept error is over."""
+        """The pause after an accept error is over, or a tick of those that are left to others."""
         self.deadline = NEVER
-        self.start()
+        with self._lock:
+            if self._is_aside:
+                self._come_back()
+            else:
+                self.start()
+
+    def _watch(self) -> None:
+        """Be told as long as somebody is in the queue, whoever was told of it before."""
+        self._server.crew.poller.register_level(self.listener.fileno(), self)
 
     def _rest_locked(self) -> None:
         poller = self._server.crew.poller
         if not self._rests:
             self._rests = True
-            poller.unregister(self.listener.fileno())
+            if self._turn is not None:
+                self._turn.shares.leave()
+            if not self._is_aside:
+                poller.unregister(self.listener.fileno())
+            self._is_aside = False
         poller.deadlines.forget(self)
+
+    def _may_take(self) -> bool:
+        """Is there room for one more, and no other worker that should have it?"""
+        if not self._server.has_room(self):
+            self._rest_locked()
+            return False
+        if self._turn is not None and not self._turn.is_ours():
+            self._is_aside = True
+            self._server.crew.poller.unregister(self.listener.fileno())
+            self._turn.pass_on()
+            self._look_in_a_tick()
+            return False
+        return True
+
+    def _look_in_a_tick(self) -> None:
+        self.deadline = time.monotonic() + TICK
+        self._server.crew.poller.schedule(self, is_exact=True)
+
+    def _come_back(self) -> None:
+        """Accept again when it is our turn. Whatever fails, the queue is looked at later."""
+        assert self._turn is not None
+        try:
+            if self._turn.has_come_back(lambda: wait_ready(self.listener.sock, False, 0)):
+                self._watch()
+                self._is_aside = False
+        finally:
+            if self._is_aside:
+                self._look_in_a_tick()
 
     def _empty_queue(self) -> None:
         """Let nobody in any more, and take all who are in or have a foot in the door."""
@@ -244,12 +291,13 @@ class Acceptor:
         """Take up to `most` connections, and no more than the server has room for."""
         count = 0
         while count < most:
-            if heeds_room and not self._server.has_room(self):
-                self._rest_locked()
+            if heeds_room and not self._may_take():
                 return
             try:
                 sock, peer = self.listener.accept()
             except BlockingIOError:
+                if self._turn is not None:
+                    self._turn.is_over()
                 return
             except (ConnectionAbortedError, InterruptedError):
                 continue

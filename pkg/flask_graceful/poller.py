@@ -41,31 +41,32 @@ class Timed(t.Protocol):
 
     deadline: float
     # The slot that will look at it next; kept by Deadlines.
-    slot: int
+    slot: float
 
 
 class Deadlines:
     """Whose time is up. Deadlines move with each request, so moving one must cost nothing.
 
     Strategy: a target waits in a slot of 50 ms. A deadline that moves back is seen only when the
-    old slot is due; one that moves forward is put into an earlier slot. Nothing fires early.
+    old slot is due; one that moves forward is put into an earlier slot. Nothing fires early. A
+    deadline that is to be met exactly has a slot of its own, between two others.
     """
 
     PER_SECOND = 20
-    NO_SLOT = 1 << 62
+    NO_SLOT: float = 1 << 62
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._slots: dict[int, set[Timed]] = {}
-        self._due: list[int] = []
+        self._slots: dict[float, set[Timed]] = {}
+        self._due: list[float] = []
 
-    def schedule(self, target: Timed) -> int | None:
+    def schedule(self, target: Timed, is_exact: bool = False) -> float | None:
         """Look at the target when its deadline is due; the slot, if one had to be opened."""
         # Read once: its owner may move it meanwhile.
         deadline = target.deadline
         if deadline == NEVER:
             return None
-        slot = int(deadline * self.PER_SECOND) + 1
+        slot = deadline * self.PER_SECOND if is_exact else int(deadline * self.PER_SECOND) + 1
         with self._lock:
             if slot >= target.slot:
                 return None
@@ -99,7 +100,7 @@ class Deadlines:
             self.schedule(target)
         return over
 
-    def next_slot(self) -> int:
+    def next_slot(self) -> float:
         """The slot that is due next, NO_SLOT when none is."""
         with self._lock:
             return self._due[0] if self._due else self.NO_SLOT
@@ -152,11 +153,12 @@ class Poller:
         self.deadlines = Deadlines()
         self._waker = Waker()
         # When the current poll ends by itself, as a slot; a nearer deadline must wake it.
-        self._sleeps_until = 0
+        self._sleeps_until = 0.0
 
-    def schedule(self, target: Timed) -> None:
-        """Have the target reported by `deadlines.expired()` once its deadline has passed."""
-        slot = self.deadlines.schedule(target)
+    def schedule(self, target: Timed, is_exact: bool = False) -> None:
+        """Have the target reported by `deadlines.expired()` once its deadline has passed: to the
+        millisecond, or within a slot."""
+        slot = self.deadlines.schedule(target, is_exact)
         if slot is not None and slot < self._sleeps_until:
             self.wake()
 
@@ -175,7 +177,7 @@ class Poller:
             timeout = max(0.0, slot / Deadlines.PER_SECOND - time.monotonic())
         self._sleeps_until = slot
         events = self._wait(timeout)
-        self._sleeps_until = 0
+        self._sleeps_until = 0.0
         return events
 
     def register(self, fd: int, target: object) -> None:

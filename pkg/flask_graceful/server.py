@@ -33,6 +33,7 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from .handover import Parcel
+    from .shares import Shares
 
 log = logging.getLogger("flask_graceful")
 
@@ -101,6 +102,16 @@ class Server:
         # Set when shutdown begins: `environ["flask_graceful.shutdown"]`; and when it is over.
         self.shutdown_event = threading.Event()
         self._drained = threading.Event()
+
+    @property
+    def shares(self) -> Shares | None:
+        """Where the workers that serve the same listeners see how many connections each has. Set
+        before serving; None: there are none."""
+        return self._roster.shares
+
+    @shares.setter
+    def shares(self, shares: Shares | None) -> None:
+        self._roster.shares = shares
 
     @property
     def app(self) -> WSGIApplication:

@@ -13,15 +13,13 @@ import socket
 import time
 import typing as t
 
+from . import shares
 from .channel import Channel
 from .child import Child
 from .loop import Timer
 
 if t.TYPE_CHECKING:
     from .command import Command
-
-# The name of the memory that the workers share, among the files that they inherit.
-SHARES = "flask_graceful.shares"
 
 
 class Duty(enum.Enum):
@@ -40,13 +38,13 @@ class Worker(Child):
     """One worker.
 
     :param generation: the number of the code that it runs, counted by reloads.
-    :param shares: the memory in which the workers tell each other how many connections they have.
+    :param memory: where the workers tell each other how many connections they have.
     :param slot: where this one's number stands.
     """
 
     what = "Worker"
 
-    def __init__(self, command: Command, generation: int, shares: int, slot: int) -> None:
+    def __init__(self, command: Command, generation: int, memory: int, slot: int) -> None:
         self.generation = generation
         self.slot = slot
         self.started = time.monotonic()
@@ -66,10 +64,10 @@ class Worker(Child):
         data = {
             "worker": {"generation": generation, "slot": slot},
             "listeners": [],
-            "files": [SHARES],
+            "files": [shares.NAME],
             "signals": True,
         }
-        super().__init__(command, data, [shares])
+        super().__init__(command, data, [memory])
         # The ends of all children are learnt at once.
         self.abandon()
 

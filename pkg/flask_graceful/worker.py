@@ -29,6 +29,7 @@ from .life import Life, State
 from .listeners import Listener, ListenError
 from .loop import Tell, to_nobody
 from .predecessor import Predecessors
+from .shares import NAME, Shares
 
 if t.TYPE_CHECKING:
     from .inheritance import Inheritance
@@ -75,7 +76,10 @@ class WorkerLife(Life):
 
     def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
         """Ask the supervisor for them."""
-        assert inherited.parent is not None
+        assert inherited.parent is not None and inherited.worker is not None
+        shares = Shares(inherited.files.pop(NAME), inherited.worker["slot"])
+        for server in self._servers:
+            server.shares = shares
         self._supervisor = inherited.parent[0]
         self._say({"wishes": self._wishes(addresses)})
         try:
