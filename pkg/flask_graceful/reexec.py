@@ -95,7 +95,8 @@ def execute(
         kept = [file.fileno(), *fds]
         variables = {**environ, "PWD": worker.directory, VARIABLE: f"{os.getpid()}:{file.fileno()}"}
         words = program(worker)
-        here = os.getcwd()
+        # Its name may lead elsewhere by now, or nowhere.
+        here = os.open(".", os.O_RDONLY)
         old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             for fd in kept:
@@ -105,6 +106,7 @@ def execute(
         finally:
             # Only when it failed.
             os.chdir(here)
+            os.close(here)
             for fd in kept:
                 os.set_inheritable(fd, False)
             signal.pthread_sigmask(signal.SIG_SETMASK, old)

@@ -76,18 +76,20 @@ class Reload:
             log.info("%d Not reloaded: the service is shutting down.", os.getpid())
             for one in waiting:
                 one.error("the service is shutting down")
-        elif self.is_under_way or self._team.on(Duty.BOOTING):
-            log.info("%d A reload follows what is under way.", os.getpid())
+        elif self.is_under_way:
+            log.info("%d A reload is under way; another one follows it.", os.getpid())
             self._is_wanted = True
             self.waiting_for_next += waiting
         else:
             self.waiting += waiting
+            # What boots in the place of one that has died, and may never do so.
+            give_up(self._team.on(Duty.BOOTING))
             self._supervisor.notifier.reloading()
             self.consent.ask(self._on_consent)
 
     def follow_up(self) -> None:
-        """Nothing boots any more: what was asked for meanwhile is carried out."""
-        if self._is_wanted and not self.is_under_way and not self._team.on(Duty.BOOTING):
+        """What was asked for meanwhile is carried out."""
+        if self._is_wanted and not self.is_under_way:
             self._is_wanted = False
             self.waiting, self.waiting_for_next = self.waiting_for_next, []
             self.ask()
@@ -217,9 +219,8 @@ class Reload:
         if trial is not None:
             trial.kill()
             trial.close(1)
-        for worker in turnover.booting() if turnover is not None else []:
-            worker.duty = Duty.DRAINING
-            worker.kill()
+        if turnover is not None:
+            give_up(turnover.booting())
 
     def _on_timeout(self) -> None:
         if self._trial is not None:
@@ -230,3 +231,10 @@ class Reload:
             seconds = self._team.settings["boot_timeout"]
             reason = f"worker {slow.pid} was not ready after {seconds:g} seconds"
             self._fail(reason, slow.last_lines, slow.is_seen)
+
+
+def give_up(workers: t.Iterable[Worker]) -> None:
+    """End workers that do not serve yet."""
+    for worker in workers:
+        worker.duty = Duty.DRAINING
+        worker.kill()

@@ -58,7 +58,8 @@ class Replacement:
 
     def on_wish(self, worker: Worker, reason: str) -> None:
         """A worker wants to be replaced, and finishes its requests then."""
-        if worker.is_to_go or worker.duty is not Duty.SERVING:
+        is_busy = self._supervisor.is_stopping or self._supervisor.reload.is_under_way
+        if is_busy or worker.is_to_go or worker.duty is not Duty.SERVING:
             return
         worker.is_to_go = True
         pause = self._pause_after(worker)

@@ -29,7 +29,7 @@ from .origin import Origin
 from .output import Streams
 from .pidfile import PidFile
 from .poller import Signals
-from .reload import Reload
+from .reload import Reload, give_up
 from .replacement import Replacement
 from .staff import Duty, Worker
 from .team import Team, shut
@@ -181,7 +181,6 @@ class Supervisor:
                 self.reload.advance()
             else:
                 self._replacement.on_ready(worker)
-                self.reload.follow_up()
         elif "forlorn" in said:
             self._replacement.on_forlorn(worker)
         elif "consent" in said:
@@ -321,8 +320,7 @@ class Supervisor:
         self.is_stopping = True
         self.notifier.stopping("Stopping")
         self.reload.give_up()
-        for worker in self.team.on(Duty.BOOTING, Duty.READY):
-            worker.kill()
+        give_up(self.team.on(Duty.BOOTING, Duty.READY))
         self._report()
 
     def _shut_down(self) -> None:

@@ -128,9 +128,10 @@ class Team:
             worker.say({"go": True})
 
     def unused_by(self, workers: t.Sequence[Worker]) -> list[Listener]:
-        """The listeners that none of these has any use for."""
+        """The listeners that none of these has any use for. One that systemd has passed may be
+        asked for later, and nobody else could have it."""
         used = {name for worker in workers for name in worker.listening}
-        return [one for one in self.listeners if one.inherited_as not in used]
+        return [one for one in self.listeners if one.is_ours and one.inherited_as not in used]
 
     def close_unused(self) -> None:
         """Close the listeners that no worker serves; those that give one up empty its queue."""

@@ -28,6 +28,7 @@ from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .life import Life, State
 from .listeners import Listener, ListenError
 from .loop import Tell, to_nobody
+from .pidfile import PidFile
 from .predecessor import Predecessors
 from .shares import NAME, Shares
 
@@ -110,7 +111,7 @@ class WorkerLife(Life):
             ],
             "settings": {
                 **dataclasses.asdict(self.settings),
-                "pid_file": self.settings.pid_file and os.path.abspath(self.settings.pid_file),
+                "pid_file": PidFile(self.settings.pid_file).path,
             },
             "may_refuse": {
                 "restart": any(server.may_refuse_restart for server in self._servers),
