@@ -76,7 +76,8 @@ class Worker(Child):
             self.wishes = data["wishes"]
         elif "ready" in data:
             self.is_ready = True
-            self.duty = Duty.READY
+            if self.duty is Duty.BOOTING:
+                self.duty = Duty.READY
             self.listening = data["ready"]
         self._said.append(data)
 

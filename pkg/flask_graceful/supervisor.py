@@ -179,7 +179,7 @@ class Supervisor:
             self._end_boot(worker)
             if self.reload.turnover is not None and self.reload.turnover.awaits(worker):
                 self.reload.advance()
-            else:
+            elif worker.duty is Duty.READY:
                 self._replacement.on_ready(worker)
         elif "forlorn" in said:
             self._replacement.on_forlorn(worker)
