@@ -355,7 +355,8 @@ class Supervisor:
     def _report(self) -> None:
         """Say that a stop takes its time."""
         count = len(self.team.workers)
-        self.notifier.extend(3 * REPORT_TIME, f"Waiting for {count} workers to finish")
+        workers = "worker" if count == 1 else "workers"
+        self.notifier.extend(3 * REPORT_TIME, f"Waiting for {count} {workers} to finish")
         self.loop.set(self._report_timer, REPORT_TIME)
 
     def _watchdog(self) -> None:
