@@ -23,7 +23,8 @@ APP = """
 import os, sys, time
 
 def app(environ, start_response):
-    print("asked", flush=True)
+    # In one piece: others print too.
+    print("asked\\n", end="", flush=True)
     while environ["PATH_INFO"] == "/held" and not os.path.exists("go"):
         time.sleep(0.01)
     names = "\\n".join(name for name in os.environ if name.startswith(("NOTIFY", "WATCHDOG")))
