@@ -14,7 +14,7 @@ FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
     ["holder", "handshakes", "sockfile", "listeners", "activation"],
-    ["poller", "meter", "tls", "ranges", "channel"],
+    ["poller", "meter", "tls", "ranges", "channel", "running"],
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],
     ["work", "roster", "server", "relief"],
