@@ -14,7 +14,7 @@ FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
     ["holder", "handshakes", "sockfile", "listeners", "activation"],
-    ["poller", "meter", "tls", "ranges", "channel", "shares"],
+    ["poller", "meter", "tls", "ranges", "channel", "shares", "running"],
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],
     ["work", "roster", "server", "relief"],
