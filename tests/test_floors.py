@@ -13,15 +13,16 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
-    ["holder", "handshakes", "sockfile", "listeners", "activation"],
+    ["holder", "handshakes", "sockfile", "listeners", "activation", "peers", "places"],
     ["poller", "meter", "tls", "ranges", "channel"],
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],
     ["work", "roster", "server", "relief"],
     ["loop", "output", "pidfile", "inheritance", "heirlooms"],
+    ["asker", "control"],
     ["predecessor", "successor", "succession"],
     ["hooks", "life", "restart"],
-    ["loader", "cli", "__main__"],
+    ["loader", "cli", "ask", "commands", "__main__"],
     ["__init__"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
