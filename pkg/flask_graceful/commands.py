@@ -282,7 +282,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     rest = int(seconds)
-    words = []
+    words: list[str] = []
     for name, unit in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if rest >= unit or (name == "s" and not words):
             words.append(f"{rest // unit}{name}")

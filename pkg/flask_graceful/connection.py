@@ -37,6 +37,7 @@ if t.TYPE_CHECKING:
 
     from .host import Host
     from .http11 import Request
+    from .running import RunningRequest
     from .wire import Wire
 
 log = logging.getLogger("flask_graceful")
@@ -101,10 +102,10 @@ class Connection(Owned):
         """Close a connection that was never started."""
         self._wire.close()
 
-    def running(self) -> tuple[Request, float] | None:
-        """The request being served, and the seconds since it began to arrive. From any thread."""
+    def running(self) -> RunningRequest | None:
+        """The request being served. From any thread."""
         exchange = self._exchange
-        return (exchange.request, time.monotonic() - self._began) if exchange else None
+        return exchange.running(self.peer_name()) if exchange else None
 
     def restore(self, parcel: Parcel, stays: bool) -> None:
         """Go on where another process has stopped. Before `start`.
@@ -257,6 +258,7 @@ class Connection(Owned):
             self._wire,
             request,
             self._keeps_alive,
+            now,
             after(self._began, settings.read_timeout),
             after(now, settings.write_timeout),
         )

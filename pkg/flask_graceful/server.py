@@ -33,6 +33,7 @@ if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from .handover import Parcel
+    from .running import RunningRequest
 
 log = logging.getLogger("flask_graceful")
 
@@ -254,6 +255,13 @@ class Server:
     def connections(self) -> list[Connection]:
         """The connections of this moment."""
         return self._roster.open()
+
+    def running_requests(self) -> list[RunningRequest]:
+        """The requests of this moment that have no complete response yet, the oldest first; those
+        whose connection the application has taken over too. From any thread."""
+        busy = [*self._roster.open(), *self._roster.taken()]
+        running = [found for one in busy if (found := one.running()) is not None]
+        return sorted(running, key=lambda request: -request.age)
 
     def on_state(self, connection: Connection, state: ConnState) -> None:
         """Called by connections at each change of their state."""
