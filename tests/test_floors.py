@@ -13,18 +13,19 @@ PACKAGE = Path(__file__).parent.parent / "pkg" / "flask_graceful"
 FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
-    ["holder", "handshakes", "sockfile", "listeners", "activation"],
+    ["holder", "handshakes", "sockfile", "listeners", "activation", "peers", "places"],
     ["poller", "meter", "tls", "ranges", "channel", "shares", "running"],
     ["wire", "hijack", "exchange", "crew", "handover", "host", "owned", "connection", "secure"],
     ["acceptor"],
     ["work", "roster", "server", "relief"],
     ["loop", "output", "pidfile", "inheritance", "heirlooms", "command", "child"],
+    ["census", "asker", "control"],
     ["departures", "predecessor", "heirs", "successor", "succession"],
     ["hooks", "life", "sole", "worker"],
-    ["notify", "reexec", "staff", "team", "consent", "turnover", "origin"],
-    ["reload", "replacement", "supervisor"],
+    ["notify", "reexec", "staff", "team", "consent", "inquiry", "turnover", "origin"],
+    ["reload", "replacement", "office", "supervisor"],
     ["promotion", "restart"],
-    ["loader", "cli", "__main__"],
+    ["loader", "cli", "ask", "commands", "__main__"],
     ["__init__"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
