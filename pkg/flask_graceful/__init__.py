@@ -6,6 +6,7 @@ restarts it and SIGTERM stops it, and no request is lost.
 
 from .connection import Connection as Connection
 from .connection import ConnState as ConnState
+from .control import ControlError as ControlError
 from .hooks import POST_SIGNAL as POST_SIGNAL
 from .hooks import PRE_SIGNAL as PRE_SIGNAL
 from .inheritance import has_parent as has_parent

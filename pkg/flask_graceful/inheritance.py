@@ -35,6 +35,8 @@ class Inheritance:
         self.streams = Streams([], [])
         # Does the old process act on signals?
         self.signals = True
+        # How many processes have served before this one, and this one.
+        self.generation = 1
         if parent is None:
             self._take_activated()
         else:
@@ -58,6 +60,8 @@ class Inheritance:
         self.files = {name: next(fds) for name in data["files"]}
         self.streams = Streams(data["streams"], list(fds))
         self.signals = data["signals"]
+        # An older program does not count.
+        self.generation = data.get("generation", 1)
 
     def _take_activated(self) -> None:
         try:

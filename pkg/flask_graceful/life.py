@@ -22,6 +22,7 @@ import signal
 import typing as t
 from contextlib import ExitStack
 
+from .desk import Desk
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .inheritance import take_inheritance
 from .listeners import acquire, give_up
@@ -81,6 +82,7 @@ class Life:
         self._predecessor = Predecessor(self, self._loop)
         # Has a process that gives way been told to stop besides?
         self._was_told = False
+        self.desk = Desk(self, self._loop, servers, self._succession, self._predecessor)
         self._hammer_time = self.settings.hammer_time
         self._pid_file = PidFile(self.settings.pid_file)
         self._streams = Streams([], [])
@@ -155,6 +157,7 @@ class Life:
 
     def _clean_up(self) -> None:
         self.state = State.TERMINATED
+        self.desk.close()
         self._predecessor.close()
         self._succession.let_go()
         self._pid_file.remove()
@@ -180,6 +183,7 @@ class Life:
                 server.run_before_begin(some)
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
+            self.desk.open(inherited)
             self._pid_file.write()
             for server in self._servers:
                 server.log_start(inherited.parent[1] if inherited.parent else 0)
@@ -282,7 +286,8 @@ class Life:
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        return Successor(listeners, files, self._streams, self._first.handles_signals)
+        signals, generation = self._first.handles_signals, self.desk.generation + 1
+        return Successor(listeners, files, self._streams, signals, generation)
 
     def give_way(self) -> None:
         """A successor asks for it, and may have died since: accept no more, and let connections
@@ -298,6 +303,7 @@ class Life:
             server.relieve(successor.listening)
         self._succession.see_off()
         self._streams.unwatch(self._loop)
+        self.desk.shut()
         self._announce_end()
         self._succession.answer("")
         self.look()
@@ -342,6 +348,7 @@ class Life:
                 server.resume()
         if self.state is State.RUNNING:
             self._pid_file.write_again()
+            self.desk.open_again()
 
     # The end.
 
@@ -355,6 +362,13 @@ class Life:
         self.stop()
         if self.state is State.RUNNING:
             tell("refused by before_shutdown hook")
+
+    def limit(self, timeout: float) -> None:
+        """Seconds that requests get from now on, in a stop that has begun; 0: any time."""
+        self._hammer_time = timeout
+        if self.state is State.SHUTTING_DOWN:
+            self._loop.cancel(self._hammer_timer)
+            self._loop.set(self._hammer_timer, timeout)
 
     def stop(self) -> None:
         """As a signal would: stop serving. A further call skips what is waited for; where a

@@ -90,6 +90,7 @@ class Successor:
     :param files: descriptors that the application hands on, by their names.
     :param streams: what this process passes on for others, and the successor will.
     :param signals: does this process act on signals?
+    :param generation: its number.
     :raises OSError: it can't be started.
     """
 
@@ -108,6 +109,7 @@ class Successor:
         files: t.Mapping[str, int],
         streams: Streams,
         signals: bool,
+        generation: int,
     ) -> None:
         # The addresses that it goes on with, and whether their connections are plain.
         self.listening: dict[str, bool] = {}
@@ -123,7 +125,7 @@ class Successor:
             with theirs:
                 # Sent before anybody is there to receive it: whatever happens to this process
                 # from now on, the listening sockets outlive it.
-                self._bequeath(listeners, files, streams, signals)
+                self._bequeath(listeners, files, streams, signals, generation)
                 self._process = self._spawn(theirs.fileno())
             undo.pop_all()
         self._boot.started()
@@ -142,6 +144,7 @@ class Successor:
         files: t.Mapping[str, int],
         streams: Streams,
         signals: bool,
+        generation: int,
     ) -> None:
         older = streams.fds()
         pipes = [fd for tap in self._boot.taps for fd in (tap.targets[0], tap.reader)]
@@ -152,6 +155,7 @@ class Successor:
                 "files": list(files),
                 "streams": targets + [[]] * (len(older) // 2),
                 "signals": signals,
+                "generation": generation,
             },
             [*(listener.fileno() for listener in listeners), *files.values(), *pipes, *older],
         )
@@ -165,12 +169,16 @@ class Successor:
         self._boot.copy()
 
     def close_output(self) -> list[str]:
-        """Its boot is over, in one way or the other: the last lines that it has printed, unless
-        they stand on the same terminal already."""
+        """Its boot is over, in one way or the other: the last lines that it has printed."""
         self._boot.copy_rest()
-        lines = [] if self._boot.is_seen else self._boot.last_lines()
+        lines = self._boot.last_lines()
         self._boot.close()
         return lines
+
+    @property
+    def is_seen(self) -> bool:
+        """Does what it has printed stand on a terminal, above what is logged?"""
+        return self._boot.is_seen
 
     def listen(self) -> bool:
         """Take in what it says; False when it is gone."""
@@ -206,10 +214,13 @@ class Successor:
             # It is gone, which is noticed where its channel is read.
             pass
 
-    def restart(self) -> None:
-        """Have it do what this process was asked to do."""
+    def restart(self, waiting: t.Sequence[str] = (), fds: t.Sequence[int] = ()) -> None:
+        """Have it do what this process was asked to do.
+
+        :param waiting: with the descriptors, those who wait for it.
+        """
         try:
-            self.channel.send({"restart": True})
+            self.channel.send({"restart": True, "waiting": list(waiting)}, fds)
         except OSError:
             # As above.
             pass
