@@ -20,8 +20,22 @@ from .poller import NEVER, Deadlines, new_poller
 log = logging.getLogger("flask_graceful")
 
 Action = t.Callable[[], object]
-# Takes the answer to what was asked: how it has failed, or "" when it has not.
+# Takes the answer to what was asked: how it has failed, which may be a `Reason` that knows more, or
+# "" when it has not.
 Tell = t.Callable[[str], object]
+
+
+class Reason(str):
+    """How something has failed, in one line; and what the program has said last that was to be
+    started."""
+
+    lines: t.Sequence[str] = ()
+
+    @classmethod
+    def of(cls, text: str, lines: t.Sequence[str]) -> Reason:
+        reason = cls(text)
+        reason.lines = lines
+        return reason
 
 
 class Duplex(t.Protocol):
@@ -36,6 +50,16 @@ class Duplex(t.Protocol):
 
 def to_nobody(answer: str) -> None:
     """Nobody has asked."""
+
+
+def to_all(tells: t.Sequence[Tell]) -> Tell:
+    """Tell several the same."""
+
+    def tell(answer: str) -> None:
+        for one in tells:
+            one(answer)
+
+    return tell
 
 
 class Timer:

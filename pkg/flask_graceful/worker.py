@@ -119,9 +119,6 @@ class WorkerLife(Life):
             },
         }
 
-    def _write_pid_file(self, again: bool = False) -> None:
-        """The supervisor does."""
-
     def _announce(self, inherited: Inheritance) -> None:
         """Tell the supervisor, which says when to accept."""
         channel = self._supervisor
@@ -254,6 +251,12 @@ class WorkerLife(Life):
     def restart(self, tell: Tell = to_nobody) -> None:
         self._tellers.append(tell)
         self._say({"reload": True})
+
+    def restart_for(self, record: Record) -> None:
+        for fd in record.fds:
+            # Who waits there is told so by the end of the connection.
+            os.close(fd)
+        self.restart()
 
     def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
         if self.state is State.RUNNING and not self._may_stop():
