@@ -21,8 +21,8 @@ if t.TYPE_CHECKING:
 _started = time.monotonic()
 
 
-def census(servers: t.Iterable[ReliefServer], generation: int, state: str) -> dict[str, t.Any]:
-    """Who this process is, and what it does now.
+def census(servers: t.Iterable[ReliefServer]) -> dict[str, t.Any]:
+    """What this process does now.
 
     :param servers: what it serves.
     """
@@ -36,8 +36,6 @@ def census(servers: t.Iterable[ReliefServer], generation: int, state: str) -> di
     names = (ConnState.NEW, ConnState.ACTIVE, ConnState.IDLE)
     return {
         "pid": os.getpid(),
-        "generation": generation,
-        "state": state,
         "age": round(time.monotonic() - _started, 3),
         "connections": {**{str(one): states[one] for one in names}, "taken": taken},
         "requests": requests,

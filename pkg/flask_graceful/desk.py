@@ -127,7 +127,8 @@ class Desk:
         )
 
     def _census(self) -> dict[str, t.Any]:
-        return census(self._servers, self.generation, self._life.state.name.lower())
+        about = {"generation": self.generation, "state": self._life.state.name.lower()}
+        return {**census(self._servers), **about}
 
     def requests(self, stacks: bool, answer: Answer) -> None:
         answer.result({"requests": running(self._servers, stacks)})

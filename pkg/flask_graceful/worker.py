@@ -22,6 +22,7 @@ import socket
 import time
 import typing as t
 
+from .census import census, running
 from .channel import Channel, ChannelError, Record
 from .heirs import Heirs
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
@@ -72,6 +73,8 @@ class WorkerLife(Life):
             "hammer": lambda record: self._hammer(),
             "signal": self._on_signal,
             "consult": self._on_consult,
+            "ask": self._on_question,
+            "limit": lambda record: self.limit(record.data["limit"]),
             "refused": lambda record: self._answer(record.data["refused"]),
         }
 
@@ -189,6 +192,15 @@ class WorkerLife(Life):
     def _on_consult(self, record: Record) -> None:
         what = record.data["consult"]
         self._say({"consent": what, "reason": self._why_not(what)})
+
+    def _on_question(self, record: Record) -> None:
+        what = record.data["ask"]
+        answer: t.Any
+        if "requests" in what:
+            answer = running(self._servers, what["requests"])
+        else:
+            answer = census(self._servers)
+        self._say({"answer": answer, "number": record.data["number"]})
 
     def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
         """Let connections go to other workers, from now on or instead of to former ones."""
