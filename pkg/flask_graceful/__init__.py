@@ -16,6 +16,7 @@ from .restart import GracefulServer as GracefulServer
 from .restart import RestartError as RestartError
 from .restart import run as run
 from .restart import serve as serve
+from .running import RunningRequest as RunningRequest
 from .server import Server as Server
 from .server import ServerClosed as ServerClosed
 from .server import ShutdownTimeout as ShutdownTimeout

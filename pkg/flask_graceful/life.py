@@ -267,6 +267,12 @@ class Life:
         log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart(tell)
 
+    def replace_because(self, reason: str) -> None:
+        """Only another process can mend it: have this one replaced, if that is not under way."""
+        if self.state is State.RUNNING and self._succession.successor is None:
+            log.warning("%d To be replaced: %s", os.getpid(), reason)
+            self.restart()
+
     def why_no_restart(self) -> str:
         """Why a hook objects; empty when none does."""
         reasons = (server.why_no_restart() for server in self._servers)
