@@ -314,12 +314,21 @@ def test_expect_100_continue(begin: Start, reads: bool) -> None:
 
 def test_of_pipelined_requests_the_one_that_is_stuck_is_the_last(begin: Start) -> None:
     app = Held(hello)
-    one = begin(app, request_timeout=0.2)
+    called: list[str] = []
+
+    def counted(environ: t.Any, start_response: t.Any) -> t.Any:
+        called.append(environ["PATH_INFO"])
+        return app(environ, start_response)
+
+    one = begin(counted, request_timeout=0.2)
     with one.connect() as client:
         client.send(GET + HELD + GET)
         assert client.response()[::2] == (200, b"hello")
         assert is_refused_503(client)
         app.gate.leave.set()
+        wait_until(lambda: not one.server.running_requests(), "the end of what was stuck")
+    wait_until(lambda: not one.server.connections(), "the connection closed")
+    assert called == ["/", "/held"]
 
 
 def test_who_sends_a_large_body_reads_the_answer_before_a_reset(begin: Start) -> None:

@@ -28,7 +28,7 @@ from .errors import ProtocolError
 from .exchange import CONTINUE, Exchange
 from .poller import NEVER, Deadlines
 from .wire import Disconnected
-from .wsgi import client_error, refusal
+from .wsgi import refusal
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -132,7 +132,10 @@ class TimedExchange(Exchange):
             yield
 
     def _send_continue(self) -> None:
-        with self._touching():
+        with self._gate:
+            if self._is_overdue:
+                # Whoever reads on is told.
+                return
             rest = self._wire.send(CONTINUE)
             # Nothing else can stand in the middle of it.
             self._has_begun = self._has_begun or bool(rest)
@@ -194,7 +197,6 @@ class TimedExchange(Exchange):
         if self._has_begun:
             return "a part of its response was sent, the rest may follow"
         self._is_overdue = True
-        self._failure = client_error(TOO_LATE, Disconnected)
         answer = refusal(UNAVAILABLE)
         if self.request.method == "HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
