@@ -254,11 +254,12 @@ class WorkerLife(Life):
 
     def _on_signals(self, signals: Signals) -> None:
         for signum in signals.read():
-            if signum == signal.SIGTERM and self.state is State.RUNNING:
-                self._ask_to_be_replaced("it has received SIGTERM")
+            if signum == signal.SIGTERM:
+                self.replace_because("it has received SIGTERM")
 
-    def _ask_to_be_replaced(self, reason: str) -> None:
-        self._say({"replace": reason})
+    def replace_because(self, reason: str) -> None:
+        if self.state is State.RUNNING:
+            self._say({"replace": reason})
 
     def restart(self, tell: Tell = to_nobody) -> None:
         self._tellers.append(tell)
