@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import typing as t
@@ -110,6 +111,14 @@ class Live:
         with self._news:
             self._is_over = True
             self._news.notify_all()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> t.Iterator[None]:
+    """Where all servers of the tests have their control sockets, and no others."""
+    with tempfile.TemporaryDirectory(prefix="graceful-") as directory:
+        os.environ["RUNTIME_DIRECTORY"] = directory
+        yield
 
 
 @pytest.fixture
