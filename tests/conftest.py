@@ -39,7 +39,9 @@ def wait_until(condition: t.Callable[[], t.Any], what: str, seconds: float = DEA
 class Live:
     """A server program in a process of its own, its successors included, and its log."""
 
-    def __init__(self, command: list[str], cwd: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], cwd: Path, env: dict[str, str], fds: t.Sequence[int] = ()
+    ) -> None:
         self._lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -49,6 +51,7 @@ class Live:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            pass_fds=fds,
             # Successors are not our children; the group is what ends them.
             start_new_session=True,
         )
@@ -126,8 +129,13 @@ def live() -> t.Iterator[t.Callable[..., Live]]:
     """Start programs; all of them are ended with the test."""
     started: list[Live] = []
 
-    def start(*arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Live:
-        started.append(Live([sys.executable, *arguments], cwd, env or {}))
+    def start(
+        *arguments: str,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        fds: t.Sequence[int] = (),
+    ) -> Live:
+        started.append(Live([sys.executable, *arguments], cwd, env or {}, fds))
         return started[-1]
 
     yield start
