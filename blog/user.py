@@ -26,7 +26,6 @@ _HASH = re.compile(r"(scrypt|pbkdf2):[^$]+\$[^$]+\$[0-9a-f]+")
 _NOBODYS_HASH = f"scrypt:32768:8:1$nobody${'0' * 128}"
 
 
-
 def check_login(*, username: str, password: str) -> bool:
     """Whether some user has both, exactly: the collation finds TEST for test, and more.
 

@@ -1,4 +1,4 @@
-"""Adds, edits and deletes in one blog, from many threads: `python -m tests.blog.hammer THREADS EACH`.
+"""Changes to one blog from many threads: `python -m tests.blog.hammer THREADS EACH`.
 
 All threads of all processes want the same few names, and the newest rows, whoever made them.
 Prints how many tags and articles this process has added and deleted, and what went wrong.

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,27 @@ def test_four_processes_add_edit_and_delete_the_same(
         assert api.scalar(f"SELECT count(*) FROM blog_{kind}") == left
         assert total[f"PUT {kind}s"] > 0 < total[f"DELETE {kind}s"]
     assert api.sql("SELECT username FROM blog_auth") == [("test",)]
+
+
+def test_no_process_finds_the_table_of_users_empty(mariadb: MariaDB, make_api: MakeApi) -> None:
+    """Nor does one that was killed while it made the table keep others from doing so."""
+    mariadb.execute(
+        "CREATE OR REPLACE DATABASE early", "CREATE TABLE early.blog_auth_new (half_made int)"
+    )
+    seen = []
+
+    def look() -> None:
+        while not seen:
+            with suppress(pymysql.ProgrammingError):
+                seen.append(mariadb.execute("SELECT username FROM early.blog_auth"))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        make_api(**mysql_environ(mariadb, "early"))
+        looking.result(timeout=30)
+    assert seen == [(("test",),)]
+    tables = mariadb.execute("SHOW TABLES FROM early")
+    assert set(tables) == {("blog_article",), ("blog_auth",), ("blog_tag",)}
 
 
 def test_writers_in_threads(api: Api) -> None:
