@@ -30,10 +30,10 @@ def main() -> int:
     server = GracefulServer(
         f":{settings.server.http_port}",
         create_app(settings),
-        workers=settings.server.workers,
         read_timeout=settings.server.read_timeout,
         write_timeout=settings.server.write_timeout,
         max_header_bytes=1 << 20,
+        workers=settings.server.workers,
     )
 
     @server.before_begin
