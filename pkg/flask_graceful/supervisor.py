@@ -304,6 +304,7 @@ class Supervisor:
         delay = self.team.settings["shutdown_delay"]
         if delay:
             log.info("%d Serving on for %g seconds.", os.getpid(), delay)
+            self._tell(Duty.SERVING, {"delay": True})
             self.loop.set(self._delay_timer, delay)
         else:
             self._shut_down()
