@@ -69,7 +69,7 @@ class Namespace:
         return found[0] if found and _name(found[0]) != "unshare" else 0
 
     def kill(self, signum: int) -> None:
-        """Send a signal to pid 1 from outside. Of those that it has no handler for, only SIGKILL and
+        """Send a signal to pid 1 from outside. Where it has no handler, only SIGKILL and
         SIGSTOP do anything (pid_namespaces(7))."""
         os.kill(self.pid, signum)
 

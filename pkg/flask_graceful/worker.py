@@ -69,6 +69,7 @@ class WorkerLife(Life):
             "go": lambda record: self._start_accepting(),
             "heirs": self._on_heirs,
             "resume": self._on_resume,
+            "delay": lambda record: self._begin_delay(),
             "stop": lambda record: self._stop(record.data["stop"]),
             "hammer": lambda record: self._hammer(),
             "signal": self._on_signal,
@@ -213,6 +214,11 @@ class WorkerLife(Life):
             self._relieve(listening)
         self._answer("")
 
+    def _begin_delay(self) -> None:
+        """The service is about to end: serve on, and let the application say so."""
+        if self.state is State.RUNNING:
+            self.state = State.DELAYING
+
     def _stop(self, timeout: float | None) -> None:
         """The service ends.
 
@@ -220,7 +226,7 @@ class WorkerLife(Life):
         """
         if timeout is not None:
             self._hammer_time = timeout
-        if self.state is State.RUNNING:
+        if self.state in (State.RUNNING, State.DELAYING):
             self._shut_down()
         elif self.is_relieved:
             self._heirs.forget_all()
