@@ -131,6 +131,7 @@ def test_status_shows_the_process(place: Place) -> None:
         assert 0 < worker["age"] < 60
         assert 1 << 20 < worker["rss"] < 1 << 30
         answer = place.ask("status")
+        place.program.let_go()
     lines = answer.out.splitlines()
     assert lines[0] == f"{one.pid} running, generation 1: [::]:{one.port}"
     assert (
@@ -155,6 +156,7 @@ def test_requests_shows_what_runs_and_where(place: Place) -> None:
         (found,) = json.loads(place.ask("requests", "--json").out)["requests"]
         assert found.keys() == {"pid", "age", "method", "path", "peer"}
         assert (found["pid"], found["method"], found["peer"]) == (one.pid, "GET", name)
+        place.program.let_go("go-\xc3\xa9")
 
 
 def test_nothing_reaches_the_terminal_that_it_would_obey() -> None:
