@@ -69,8 +69,8 @@ class Namespace:
         return found[0] if found and _name(found[0]) != "unshare" else 0
 
     def kill(self, signum: int) -> None:
-        """Send a signal to pid 1 from outside. Of those that it has no handler for, only SIGKILL and
-        SIGSTOP do anything (pid_namespaces(7))."""
+        """Send a signal to pid 1 from outside. Without a handler for it, only SIGKILL and SIGSTOP
+        do anything (pid_namespaces(7))."""
         os.kill(self.pid, signum)
 
     def pids(self) -> list[int]:

@@ -20,7 +20,7 @@ FLOORS = [
     ["work", "roster", "server", "relief"],
     ["loop", "output", "pidfile", "inheritance", "heirlooms"],
     ["predecessor", "successor", "succession"],
-    ["hooks", "life", "restart"],
+    ["notify", "hooks", "life", "restart"],
     ["loader", "cli", "__main__"],
     ["__init__"],
 ]
