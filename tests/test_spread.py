@@ -40,13 +40,13 @@ def app(environ, start_response):
     return [body]
 
 memory, slot, options, *listeners = map(eval, sys.argv[1:])
-server = Server("", app, **options)
-server.shares = Shares(memory, slot)
-threads = [
-    threading.Thread(target=server.serve, args=(socket.socket(fileno=fd),)) for fd in listeners
-]
-for thread in threads:
-    thread.start()
+are_apart = options.pop("are_apart", False)
+shares = Shares(memory, slot)
+servers = [Server("", app, **options) for _ in listeners]
+for i, fd in enumerate(listeners):
+    server = servers[i if are_apart else 0]
+    server.shares = shares
+    threading.Thread(target=server.serve, args=(socket.socket(fileno=fd),)).start()
 """
 THREADS = 4
 # The busier one of two workers has at most so many times the connections of the other.
@@ -375,15 +375,58 @@ def test_worker_without_room_is_not_waited_for(workers: t.Callable[..., Workers]
         assert pid_from(client) == full
 
 
-def test_listeners_of_a_worker_have_one_number(workers: t.Callable[..., Workers]) -> None:
+@pytest.mark.parametrize("are_apart", [False, True], ids=["one server", "two servers"])
+def test_listeners_of_a_worker_have_one_number(
+    workers: t.Callable[..., Workers], are_apart: bool
+) -> None:
     them = workers(listeners=2)
-    them.start()
+    them.start(are_apart=are_apart)
     mine = them.open(20, 0.0)
     them.address = them.listeners[1].getsockname()
     mine += them.open(20, 0.0)
     found = who_has(mine)
     assert [found[one.pid] for one in them.processes] == them.numbers()
     assert is_even(them.numbers()), them.numbers()
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "rank"),
+    [
+        (0, [], 0),
+        (1000, [], 0),
+        (1000, [shares.NONE, shares.NONE], 0),
+        (1, [0], 0),
+        (2, [0], 1),
+        (2, [0, shares.NONE, 0, 1], 2),
+        (16, [14], 0),
+        (17, [14], 1),
+        (114, [100], 1),
+        (113, [100, 200], 0),
+        (255, [255, 255], 0),
+        (74000, [10, 65535, 66000], 2),
+    ],
+)
+@pytest.mark.parametrize("has_memfd", [True, False])
+def test_who_is_ahead_of_whom(
+    mine: int, others: list[int], rank: int, has_memfd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_memfd:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    fd = shares.create()
+    assert not os.get_inheritable(fd)
+    one = shares.Shares(os.dup(fd), len(others))
+    for slot, number in enumerate(others):
+        shares.Shares(os.dup(fd), slot).change(5)
+        os.pwrite(fd, struct.pack("=I", number), 4 * slot)
+    one.change(mine)
+    # Who does not accept may be ahead as well, and nobody waits for it.
+    assert one.rank() == rank
+    one.enter()
+    assert one.rank() == rank
+    assert struct.unpack("=I", os.pread(fd, 4, 4 * len(others))) == (mine,)
+    one.leave()
+    assert struct.unpack("=I", os.pread(fd, 4, 4 * len(others))) == (shares.NONE,)
+    os.close(fd)
 
 
 # A process that has another slot than its predecessor.
