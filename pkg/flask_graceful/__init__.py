@@ -12,6 +12,7 @@ from .inheritance import has_parent as has_parent
 
 if t.TYPE_CHECKING:
     from .connection import Connection as Connection
+    from .control import ControlError as ControlError
     from .hooks import POST_SIGNAL as POST_SIGNAL
     from .hooks import PRE_SIGNAL as PRE_SIGNAL
     from .life import State as State
@@ -21,6 +22,7 @@ if t.TYPE_CHECKING:
     from .restart import RestartError as RestartError
     from .restart import run as run
     from .restart import serve as serve
+    from .running import RunningRequest as RunningRequest
     from .server import Server as Server
     from .server import ServerClosed as ServerClosed
     from .server import ShutdownTimeout as ShutdownTimeout
@@ -33,12 +35,14 @@ _PLACES = {
     "CertificateFileError": "tls",
     "ConnState": "states",
     "Connection": "connection",
+    "ControlError": "control",
     "GracefulServer": "restart",
     "ListenError": "listeners",
     "POST_SIGNAL": "hooks",
     "PRE_SIGNAL": "hooks",
     "PidFileError": "pidfile",
     "RestartError": "restart",
+    "RunningRequest": "running",
     "Server": "server",
     "ServerClosed": "server",
     "Settings": "settings",

@@ -20,7 +20,7 @@ import time
 import typing as t
 
 from .errors import ProtocolError
-from .exchange import Drained, Exchange
+from .exchange import Drained
 from .handover import Parcel
 from .hijack import Hijacker
 from .http11 import HeadParser
@@ -35,8 +35,10 @@ from .wsgi import refusal, request_environ
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from .exchange import Exchange
     from .host import Host
     from .http11 import Request
+    from .running import RunningRequest
     from .wire import Wire
 
 log = logging.getLogger("flask_graceful")
@@ -101,10 +103,10 @@ class Connection(Owned):
         """Close a connection that was never started."""
         self._wire.close()
 
-    def running(self) -> tuple[Request, float] | None:
-        """The request being served, and the seconds since it began to arrive. From any thread."""
+    def running(self) -> RunningRequest | None:
+        """The request being served. From any thread."""
         exchange = self._exchange
-        return (exchange.request, time.monotonic() - self._began) if exchange else None
+        return exchange.running(self.peer_name()) if exchange else None
 
     def restore(self, parcel: Parcel, stays: bool) -> None:
         """Go on where another process has stopped. Before `start`.
@@ -253,10 +255,11 @@ class Connection(Owned):
         now = time.monotonic()
         self._began = self._began or now
         self.deadline = NEVER
-        exchange = self._exchange = Exchange(
+        exchange = self._exchange = host.new_exchange(
             self._wire,
             request,
             self._keeps_alive,
+            now,
             after(self._began, settings.read_timeout),
             after(now, settings.write_timeout),
         )

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import enum
 import logging
+import threading
 import time
 import typing as t
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from .body import body_decoder
 from .errors import ProtocolError
 from .poller import NEVER
 from .ranges import open_range
+from .running import RunningRequest, printable
 from .wire import Disconnected, Wire
 from .wsgi import Response, answer_asterisk, client_error, input_stream, refusal
 
@@ -38,7 +41,8 @@ MAX_DRAIN = 256 * 1024
 MAX_DRAIN_RECEIVED = 8 * MAX_DRAIN
 
 _NOTHING = memoryview(b"")
-_CONTINUE = memoryview(b"HTTP/1.1 100 Continue\r\n\r\n")
+_ALONE = nullcontext()
+CONTINUE = memoryview(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 class Drained(enum.Enum):
@@ -54,11 +58,13 @@ class Exchange:
 
     :param keeps_alive: asked when the response's head is made: may the connection go on? It is told
         whether the request's body has been read, so that what follows is another request.
+    :param began: when the application's time begins.
     :param read_deadline: until when the body must be there.
     :param write_deadline: until when the response must be out.
     """
 
     __slots__ = (
+        "_began",
         "_budget",
         "_decoder",
         "_failure",
@@ -68,6 +74,7 @@ class Exchange:
         "_read_deadline",
         "_received",
         "_response",
+        "_thread",
         "_wire",
         "is_taken",
         "may_send",
@@ -81,6 +88,7 @@ class Exchange:
         wire: Wire,
         request: Request,
         keeps_alive: t.Callable[[bool], bool],
+        began: float,
         read_deadline: float,
         write_deadline: float,
     ) -> None:
@@ -92,6 +100,9 @@ class Exchange:
         # Has `flush` stopped for the others' sake, with a socket that may take more?
         self.may_send = False
         self._wire = wire
+        # Who is inside the application; 0: nobody.
+        self._thread = 0
+        self._began = began
         self._keeps_alive = keeps_alive
         self._read_deadline = read_deadline
         self._decoder = body_decoder(request)
@@ -99,8 +110,7 @@ class Exchange:
         self._response = Response(request, self._send, self._is_last, self._open_file)
         # What is sent after `tail`.
         self._file: FileRange | None = None
-        self._budget = MAX_DRAIN
-        self._received = 0
+        self._budget, self._received = MAX_DRAIN, 0
         # Why the body can't be read to its end; from then on nothing of it is read.
         self._failure: OSError | None = None
 
@@ -112,11 +122,19 @@ class Exchange:
             app = answer_asterisk
         receive = partial(self._receive, self._decoder) if self._decoder else None
         environ["wsgi.input"] = input_stream(receive)
+        self._thread = threading.get_ident()
         try:
             self._response.run(app, environ)
         except BaseException as error:
             # Whatever it is, SystemExit too: it must not end the thread.
             self._fail(error, peer())
+        self._thread = 0
+
+    def running(self, peer: str) -> RunningRequest:
+        """What is known of it now. From any thread."""
+        request = self.request
+        age = time.monotonic() - self._began
+        return RunningRequest(request.method, printable(request.path), peer, age, self._thread)
 
     def give_up(self) -> None:
         """Leave the connection to the application, which takes it over (row Y5).
@@ -232,7 +250,7 @@ class Exchange:
         if self._must_continue:
             self._must_continue = False
             if not self._response.head_sent:
-                self._wire.send_by(_CONTINUE, self.write_deadline)
+                self._send_continue()
         inbox = self._wire.inbox.data
         while not decoder.done:
             try:
@@ -247,9 +265,16 @@ class Exchange:
                 inbox += self._receive_more()
         return b""
 
+    def _touching(self) -> AbstractContextManager[None]:
+        """Entered by the application's thread while it reads from the socket."""
+        return _ALONE
+
+    def _send_continue(self) -> None:
+        self._wire.send_by(CONTINUE, self.write_deadline)
+
     def _receive_more(self) -> bytes:
         try:
-            return self._wire.receive_by(self._read_deadline)
+            return self._wire.receive_by(self._read_deadline, self._touching)
         except Disconnected as error:
             # Who sends nothing more may still read an answer; sending finds out.
             self._wire.is_broken = False

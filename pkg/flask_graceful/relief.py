@@ -16,6 +16,9 @@ import typing as t
 
 from .server import Server
 
+if t.TYPE_CHECKING:
+    from .connection import Connection
+
 log = logging.getLogger("flask_graceful")
 
 # How many requests a report names.
@@ -99,6 +102,10 @@ class ReliefServer(Server):
         for acceptor in acceptors:
             acceptor.start()
 
+    def taken_over(self) -> list[Connection]:
+        """The connections that the application has taken over."""
+        return self._roster.taken()
+
     @property
     def has_drained(self) -> bool:
         """Is it shut down, with nothing left?"""
@@ -107,14 +114,9 @@ class ReliefServer(Server):
     def report(self, what: str) -> None:
         """Log what is waited for, or cut."""
         pid = os.getpid()
-        busy = [*self._roster.open(), *self._roster.taken()]
-        running = [(one, found) for one in busy if (found := one.running()) is not None]
-        running.sort(key=lambda pair: -pair[1][1])
-        for connection, (request, age) in running[:MOST_REPORTED]:
-            log.warning(
-                "%d %s: %s %s of %s after %.1f seconds", pid, what, request.method,
-                ascii(request.path)[1:-1], connection.peer_name(), age,
-            )  # fmt: skip
+        running = self.running_requests()
+        for request in running[:MOST_REPORTED]:
+            log.warning("%d %s: %s", pid, what, request)
         if len(running) > MOST_REPORTED:
             log.warning("%d %s: %d more requests", pid, what, len(running) - MOST_REPORTED)
         if count := self.tracked:
