@@ -12,6 +12,7 @@ from .inheritance import has_parent as has_parent
 
 if t.TYPE_CHECKING:
     from .connection import Connection as Connection
+    from .control import ControlError as ControlError
     from .hooks import POST_SIGNAL as POST_SIGNAL
     from .hooks import PRE_SIGNAL as PRE_SIGNAL
     from .life import State as State
@@ -33,6 +34,7 @@ _PLACES = {
     "CertificateFileError": "tls",
     "ConnState": "states",
     "Connection": "connection",
+    "ControlError": "control",
     "GracefulServer": "restart",
     "ListenError": "listeners",
     "POST_SIGNAL": "hooks",

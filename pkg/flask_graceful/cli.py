@@ -18,6 +18,7 @@ import sys
 import typing as t
 
 from . import settings
+from .control import ControlError
 from .listeners import ListenError, parse_address, parse_addresses
 from .loader import FORMS, LoadError, load
 from .pidfile import PidFileError
@@ -60,7 +61,7 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
             server.listen_and_serve()
     except ServerClosed:
         sys.exit(0)
-    except (ListenError, PidFileError) as error:
+    except (ListenError, PidFileError, ControlError) as error:
         _fail(FAILED, str(error))
 
 

@@ -37,6 +37,8 @@ class Inheritance:
         self.signals = True
         # For a worker: what its supervisor says of it. `parent` is that one then.
         self.worker: dict[str, int] | None = None
+        # How many processes have served before this one, and this one.
+        self.generation = 1
         if parent is None:
             self._take_activated()
         else:
@@ -61,6 +63,8 @@ class Inheritance:
         self.streams = Streams(data["streams"], list(fds))
         self.signals = data["signals"]
         self.worker = data.get("worker")
+        # An older program does not count.
+        self.generation = data.get("generation", 1)
 
     def _take_activated(self) -> None:
         try:

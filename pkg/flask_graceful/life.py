@@ -24,11 +24,11 @@ from .inheritance import take_inheritance
 from .listeners import acquire, give_up
 from .loop import Loop, Tell, Timer, to_nobody
 from .output import Streams
-from .pidfile import PidFile
 from .poller import Signals
 
 if t.TYPE_CHECKING:
     from .acceptor import Acceptor
+    from .channel import Record
     from .departures import Departures
     from .handover import Parcel
     from .inheritance import Inheritance
@@ -78,7 +78,6 @@ class Life:
         self.ask = self._loop.ask
         self._acceptors: list[Acceptor] = []
         self._hammer_time = self.settings.hammer_time
-        self._pid_file = PidFile(self.settings.pid_file)
         self._streams = Streams([], [])
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
@@ -153,9 +152,9 @@ class Life:
 
     def _clean_up(self) -> None:
         self.state = State.TERMINATED
+        self._close_door()
         self._predecessor.close()
         self._departures.let_go()
-        self._pid_file.remove()
         self._loop.close()
         for server in self._servers:
             server.leave(self, bool(self._acceptors))
@@ -178,7 +177,7 @@ class Life:
                 server.run_before_begin(some)
             for server, some in zip(self._servers, own, strict=True):
                 self._acceptors += server.take_on_all(some)
-            self._write_pid_file()
+            self._open_door(inherited)
             old = inherited.parent[1] if inherited.parent and inherited.worker is None else 0
             for server in self._servers:
                 server.log_start(old)
@@ -199,11 +198,18 @@ class Life:
         """
         return acquire(addresses, inherited.listeners)
 
-    def _write_pid_file(self, again: bool = False) -> None:
-        """:param again: another process has, and died.
-        :raises PidFileError: it can't be written, the first time.
+    def _open_door(self, inherited: Inheritance) -> None:
+        """Let others find this process.
+
+        :raises PidFileError: the file can't be written.
+        :raises ControlError: the control socket can't be where the setting says.
         """
-        (self._pid_file.write_again if again else self._pid_file.write)()
+
+    def _open_door_again(self) -> None:
+        """Another process that was to be found has died."""
+
+    def _close_door(self) -> None:
+        """The process ends."""
 
     def _announce(self, inherited: Inheritance) -> None:
         """Everything is ready: say so, and accept when that is right."""
@@ -267,9 +273,23 @@ class Life:
         """The service is to end, in every process of it, and nobody is asked any more."""
         raise NotImplementedError
 
+    def restart_for(self, record: Record) -> None:
+        """Do what an older process was asked for.
+
+        :param record: tells who waits for it.
+        """
+        raise NotImplementedError
+
     def _run_signal_hooks(self, when: int, signum: int) -> None:
         for server in self._servers:
             server.run_signal_hooks(when, signum)
+
+    def limit(self, timeout: float) -> None:
+        """Seconds that requests get from now on, in a stop that has begun; 0: any time."""
+        self._hammer_time = timeout
+        if self.state is State.SHUTTING_DOWN:
+            self._loop.cancel(self._hammer_timer)
+            self._loop.set(self._hammer_timer, timeout)
 
     def _may_stop(self) -> bool:
         """Does no hook object?"""
@@ -315,7 +335,7 @@ class Life:
             for server in self._servers:
                 server.resume()
         if self.state is State.RUNNING:
-            self._write_pid_file(again=True)
+            self._open_door_again()
 
     # The end.
 

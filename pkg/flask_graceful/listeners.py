@@ -129,6 +129,11 @@ class Listener:
             self.host, self.port = name, 0
             self.address = name
 
+    @property
+    def place(self) -> str:
+        """The address that it really has, as it is written."""
+        return self.address if self.network == "tcp" else f"unix:{self.address}"
+
     def fileno(self) -> int:
         return self.sock.fileno()
 

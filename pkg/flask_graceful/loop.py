@@ -17,18 +17,49 @@ from queue import SimpleQueue
 
 from .poller import NEVER, Deadlines, new_poller
 
-if t.TYPE_CHECKING:
-    from .channel import Channel
-
 log = logging.getLogger("flask_graceful")
 
 Action = t.Callable[[], object]
-# Takes the answer to what was asked: how it has failed, or "" when it has not.
+# Takes the answer to what was asked: how it has failed, which may be a `Reason` that knows more, or
+# "" when it has not.
 Tell = t.Callable[[str], object]
+
+
+class Reason(str):
+    """How something has failed, in one line; and what the program has said last that was to be
+    started."""
+
+    lines: t.Sequence[str] = ()
+
+    @classmethod
+    def of(cls, text: str, lines: t.Sequence[str]) -> Reason:
+        reason = cls(text)
+        reason.lines = lines
+        return reason
+
+
+class Duplex(t.Protocol):
+    """What is read and written in turn: a `Channel` or the like."""
+
+    def fileno(self) -> int: ...
+
+    @property
+    def has_output(self) -> bool:
+        """Is something left to be written?"""
 
 
 def to_nobody(answer: str) -> None:
     """Nobody has asked."""
+
+
+def to_all(tells: t.Sequence[Tell]) -> Tell:
+    """Tell several the same."""
+
+    def tell(answer: str) -> None:
+        for one in tells:
+            one(answer)
+
+    return tell
 
 
 class Timer:
@@ -90,13 +121,13 @@ class Loop:
         """Call `action` as long as the descriptor can be read."""
         self._poller.register_level(fd, action)
 
-    def watch_channel(self, channel: Channel, action: Action) -> None:
+    def watch_channel(self, channel: Duplex, action: Action) -> None:
         """Call `action` when something comes over the channel, or goes again; it takes in all that
         is there, and calls `rearm`."""
         self._poller.register(channel.fileno(), action)
         self.rearm(channel)
 
-    def rearm(self, channel: Channel) -> None:
+    def rearm(self, channel: Duplex) -> None:
         """Something may have come to wait in the channel, or have gone out."""
         self._poller.arm(channel.fileno(), write=channel.has_output)
 

@@ -37,6 +37,11 @@ class Predecessor:
         self._pid = 0
 
     @property
+    def pid(self) -> int:
+        """0 when there is none."""
+        return self._pid if self.is_there else 0
+
+    @property
     def is_there(self) -> bool:
         """Does it live, and know of this process?"""
         return self._channel is not None
@@ -99,7 +104,7 @@ class Predecessor:
 
     def _heed(self, record: Record) -> None:
         if "restart" in record.data:
-            self._life.restart()
+            self._life.restart_for(record)
         elif "stop" in record.data:
             # The old process was told to before it knew that this one is ready.
             self._life.stop_with_others()

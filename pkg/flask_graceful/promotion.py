@@ -73,6 +73,7 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
         },
         "notify": Notifier.claim(environ).variables,
         "origin": [0, 0, []],
+        "office": None,
         "streams": inherited.streams.record(),
     }
     kept = [*(one.fileno() for one in inherited.listeners), *inherited.streams.fds()]

@@ -16,6 +16,9 @@ import typing as t
 
 from .server import Server
 
+if t.TYPE_CHECKING:
+    from .connection import Connection
+
 log = logging.getLogger("flask_graceful")
 
 # How many requests a report names.
@@ -98,6 +101,10 @@ class ReliefServer(Server):
         self._settle()
         for acceptor in acceptors:
             acceptor.start()
+
+    def taken_over(self) -> list[Connection]:
+        """The connections that the application has taken over."""
+        return self._roster.taken()
 
     @property
     def has_drained(self) -> bool:

@@ -140,6 +140,7 @@ class GracefulServer(ReliefServer):
         :raises ServerClosed: the normal end; its text is that of Go's accept error.
         :raises ListenError: an address can't be bound; none of them is held then.
         :raises PidFileError: the file can't be written.
+        :raises ControlError: the control socket can't be where `control_socket` says.
         :raises RuntimeError: called outside the main thread, where signals can't be handled.
         :raises ValueError: it was given a certificate, which this way of serving does not use.
         """
@@ -242,6 +243,11 @@ class GracefulServer(ReliefServer):
         """Where its process is in its life (row E1); None before it serves."""
         return None if self._life is None else self._life.state
 
+    @property
+    def places(self) -> list[str]:
+        """The addresses that it really has, as they are written."""
+        return [one.place for one in self._listeners]
+
     # Generations.
 
     def wait_for_parent(self, timeout: float | None = None) -> bool:
@@ -307,14 +313,12 @@ class GracefulServer(ReliefServer):
             return
         pid = os.getpid()
         scheme = "HTTP" if self._serves_with is None else "HTTPS"
-        places = []
-        for listener in self._listeners:
-            places.append(("unix:" if listener.network == "unix" else "") + listener.address)
+        for listener, place in zip(self._listeners, self.places, strict=True):
             if listener.inherited_as.startswith("systemd:") and not old:
-                log.info("%d Listening on init activated %s", pid, places[-1])
-            log.info("%d Serving %s on %s", pid, scheme, places[-1])
+                log.info("%d Listening on init activated %s", pid, place)
+            log.info("%d Serving %s on %s", pid, scheme, place)
         if old:
-            where = ", ".join(places)
+            where = ", ".join(self.places)
             log.info(
                 "%d Graceful handoff of %s with new pid %d and old pid %d", pid, where, pid, old
             )

@@ -87,6 +87,9 @@ class Settings:
         3, COUNT, "most old processes that still finish requests; beyond, the oldest cuts its own"
     )
     pid_file: str = _setting("", PATH, "file that holds the id of the process that serves")
+    control_socket: str = _setting(
+        "auto", PATH, "Unix socket by which commands reach it; auto: in the runtime directory"
+    )
     workers: int = _setting(
         0, COUNT, "processes that serve, behind one whose pid never changes; 0: this one serves"
     )

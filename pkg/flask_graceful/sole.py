@@ -16,14 +16,17 @@ import os
 import signal
 import typing as t
 
+from .desk import Desk
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .life import Life, State
 from .loop import Tell, Timer, to_nobody
+from .pidfile import PidFile
 from .predecessor import Predecessor
 from .succession import Succession
 from .successor import Successor
 
 if t.TYPE_CHECKING:
+    from .channel import Record
     from .inheritance import Inheritance
     from .poller import Signals
     from .restart import GracefulServer
@@ -45,6 +48,20 @@ class SoleLife(Life):
         # Has a process that gives way been told to stop besides?
         self._was_told = False
         self._delay_timer = Timer(self._shut_down)
+        self._pid_file = PidFile(self.settings.pid_file)
+        self.desk = Desk(self, self._loop, servers, self._succession, self._predecessor)
+
+    def _open_door(self, inherited: Inheritance) -> None:
+        self.desk.open(inherited)
+        self._pid_file.write()
+
+    def _open_door_again(self) -> None:
+        self._pid_file.write_again()
+        self.desk.open_again()
+
+    def _close_door(self) -> None:
+        self.desk.close()
+        self._pid_file.remove()
 
     def _announce(self, inherited: Inheritance) -> None:
         """Tell the old process if there is one, and accept."""
@@ -87,6 +104,9 @@ class SoleLife(Life):
         log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart(tell)
 
+    def restart_for(self, record: Record) -> None:
+        self.desk.adopt(record)
+
     def why_no_restart(self) -> str:
         """Why a hook objects; empty when none does."""
         reasons = (server.why_no_restart() for server in self._servers)
@@ -102,7 +122,8 @@ class SoleLife(Life):
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        return Successor(listeners, files, self._streams, self._first.handles_signals)
+        signals, generation = self._first.handles_signals, self.desk.generation + 1
+        return Successor(listeners, files, self._streams, signals, generation)
 
     def give_way(self) -> None:
         """A successor asks for it, and may have died since: accept no more, and let connections
@@ -112,6 +133,7 @@ class SoleLife(Life):
         successor = self._succession.successor
         assert successor is not None
         self._streams.unwatch(self._loop)
+        self.desk.shut()
         self._relieve(successor.listening)
         self._succession.answer("")
         self.look()

@@ -23,7 +23,7 @@ import typing as t
 from .channel import CAN_PASS
 from .child import quoted
 from .departures import Departures
-from .loop import Timer, to_nobody
+from .loop import Reason, Timer, to_all, to_nobody
 from .poller import NEVER
 from .successor import Successor
 
@@ -48,8 +48,9 @@ class Succession(Departures):
         # How many processes have taken over since the successor did.
         self.generations = 0
         self._wants_restart = False
-        # Who waits for the end of the restart.
+        # Who waits for the end of the restart, and of the one that follows.
         self._tell: Tell = to_nobody
+        self._followers: list[Tell] = []
         # Until when a SIGTERM is the successor's.
         self._claims_until = 0.0
         self._boot_timer = Timer(self._on_boot_timeout)
@@ -92,8 +93,7 @@ class Succession(Departures):
         """
         if self.successor is not None and self.has_relief and not self._life.is_stopping:
             # This process is on its way out, or about to be; who serves now is the one to restart.
-            self.successor.restart()
-            tell(f"process {self.successor.pid} serves now, and was told to restart")
+            self._pass_on(self.successor, [tell])
         elif self._life.is_stopping or self._life.is_relieved:
             self._refuse(logging.INFO, "the server is shutting down", tell)
         elif os.getpid() == 1:
@@ -106,9 +106,19 @@ class Succession(Departures):
         elif self.successor is not None:
             log.info("%d A restart is under way; another one follows it.", os.getpid())
             self._wants_restart = True
-            tell("a restart is under way; another one follows it")
+            self._followers.append(tell)
         else:
             self._spawn(tell)
+
+    def _pass_on(self, successor: Successor, tells: t.Sequence[Tell]) -> None:
+        """Have a successor that serves do it, and answer those who can wait there."""
+        reason = f"process {successor.pid} serves now, and was told to restart"
+        successor.restart(*self._life.desk.part_with(tells, reason))
+
+    def _take_followers(self) -> list[Tell]:
+        self._wants_restart = False
+        followers, self._followers = self._followers, []
+        return followers
 
     def answer(self, reason: str) -> None:
         """Tell who has asked for the restart that it has ended, once.
@@ -123,7 +133,6 @@ class Succession(Departures):
         tell(reason)
 
     def _spawn(self, tell: Tell) -> None:
-        self._wants_restart = False
         self.is_past = False
         self.generations = 0
         reason = self._life.why_no_restart()
@@ -171,8 +180,7 @@ class Succession(Departures):
             self._end_boot(successor)
             self._claims_until = NEVER
             if self._wants_restart:
-                self._wants_restart = False
-                successor.restart()
+                self._pass_on(successor, self._take_followers())
         self._heed(successor)
         if self.successor is successor:
             if is_alive:
@@ -210,10 +218,11 @@ class Succession(Departures):
             lines = self._end_boot(successor)
             how = f"successor {new} {successor.reap()}"
             log.error(
-                "%d Restart failed: %s; this process goes on serving.%s", pid, how, quoted(lines)
-            )
+                "%d Restart failed: %s; this process goes on serving.%s",
+                pid, how, quoted([] if successor.is_seen else lines),
+            )  # fmt: skip
             self._life.resume()
-            self.answer(how)
+            self.answer(Reason.of(how, lines))
         elif self.is_past or self.generations:
             # It took over, and has been replaced or stopped since.
             if not self.is_past:
@@ -230,7 +239,7 @@ class Succession(Departures):
             else:
                 log.error("%d Successor %d %s; this process serves again.", pid, new, how)
         if self._wants_restart and not self._life.is_stopping:
-            self._spawn(to_nobody)
+            self._spawn(to_all(self._take_followers()))
 
     def let_go(self) -> None:
         """This process ends."""

@@ -25,6 +25,7 @@ class Successor(Child):
     :param files: descriptors that the application hands on, by their names.
     :param streams: what this process passes on for others, and the successor will.
     :param signals: does this process act on signals?
+    :param generation: its number.
     :raises OSError: it can't be started.
     """
 
@@ -42,6 +43,7 @@ class Successor(Child):
         files: t.Mapping[str, int],
         streams: Streams,
         signals: bool,
+        generation: int,
     ) -> None:
         # The addresses that it goes on with, and whether their connections are plain.
         self.listening: dict[str, bool] = {}
@@ -51,6 +53,7 @@ class Successor(Child):
             "listeners": [[one.requested, one.is_ours, one.file] for one in listeners],
             "files": list(files),
             "signals": signals,
+            "generation": generation,
         }
         fds = [*(listener.fileno() for listener in listeners), *files.values()]
         super().__init__(OWN, data, fds, streams.fds())
@@ -74,14 +77,12 @@ class Successor(Child):
             # It is gone, which is noticed where its channel is read.
             pass
 
-    def close_output(self) -> list[str]:
-        """The same, unless the lines stand on the same terminal already."""
-        lines = super().close_output()
-        return [] if self.is_seen else lines
+    def restart(self, waiting: t.Sequence[str] = (), fds: t.Sequence[int] = ()) -> None:
+        """Have it do what this process was asked to do.
 
-    def restart(self) -> None:
-        """Have it do what this process was asked to do."""
-        self.say({"restart": True})
+        :param waiting: with the descriptors, those who wait for it.
+        """
+        self.say({"restart": True, "waiting": list(waiting)}, fds)
 
     def stop(self, by_signal: bool) -> None:
         """Have it stop as soon as it serves, whatever its hooks say.

@@ -22,17 +22,19 @@ from functools import partial
 
 from . import reexec
 from .child import how_it_ended
-from .consent import Consent
+from .control import ControlError
+from .ending import KILL_TIME, Ending
 from .loop import Loop, Timer
 from .notify import Notifier
+from .office import Office
 from .origin import Origin
 from .output import Streams
 from .pidfile import PidFile
 from .poller import Signals
-from .reload import Reload, give_up
+from .reload import Reload
 from .replacement import Replacement
 from .staff import Duty, Worker
-from .team import Team, shut
+from .team import Team
 
 log = logging.getLogger("flask_graceful")
 
@@ -46,10 +48,6 @@ SIGNALS = {
 # Those that the hooks of the application may wait for.
 _FOR_HOOKS = {"SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGTSTP"}
 NO_ORIGIN = [0, 0, []]
-# How long after the hammer a worker may take to end, in seconds.
-KILL_TIME = 5.0
-# How often a stop says how far it has come.
-REPORT_TIME = 5.0
 
 
 class Supervisor:
@@ -65,18 +63,28 @@ class Supervisor:
             os.set_inheritable(fd, False)
         self.reload = Reload(self)
         self._replacement = Replacement(self)
-        self._consent = Consent(self.team, self.loop, "stop")
-        # Is the service to end?
-        self.is_stopping = False
-        # Its workers were told so.
-        self._is_told = False
+        self.ending = Ending(self)
+        self._office = Office(self, state["office"])
+        self.reload.waiting = list(self._office.waiting)
+        # What workers say, by the word for it.
+        self._acts: dict[str, t.Callable[[Worker, dict[str, t.Any]], object]] = {
+            "wishes": self._on_wishes,
+            "ready": self._on_ready,
+            "answer": self._office.on_answer,
+            "forlorn": lambda worker, said: self._replacement.on_forlorn(worker),
+            "consent": self._on_consent_of,
+            "replace": lambda worker, said: self._replacement.on_wish(worker, said["replace"]),
+            "reload": self._on_reload,
+            "stop": self._on_stop,
+        }
         self._exit_status = 0
-        self._stop_time: float | None = None
         self._pid_file = PidFile("")
-        self._delay_timer = Timer(self._shut_down)
-        self._kill_timer = Timer(self._kill)
-        self._report_timer = Timer(self._report)
         self._watchdog_timer = Timer(self._watchdog)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Is the service to end?"""
+        return self.ending.is_begun
 
     def record(self) -> tuple[dict[str, t.Any], list[int]]:
         """All that the program needs to go on where this one stops, and the descriptors in it."""
@@ -85,8 +93,9 @@ class Supervisor:
             "notify": self.notifier.variables,
             "origin": NO_ORIGIN,
             "streams": self._streams.record(),
+            "office": self._office.record(),
         }
-        return state, [*self.team.fds(), *self._streams.fds()]
+        return state, [*self.team.fds(), *self._streams.fds(), *self._office.fds()]
 
     def run(self) -> int:
         """Serve until a signal ends it; the exit status."""
@@ -98,6 +107,7 @@ class Supervisor:
             self._name_pid_file()
             for worker in list(self.team.workers):
                 self.loop.watch_channel(worker.channel, partial(self._listen, worker))
+            self._office.open()
             self._watchdog()
             self.reload.begin()
             # Those that ended, and what was said, while nobody looked.
@@ -107,6 +117,7 @@ class Supervisor:
             while self.team.workers or not self.is_stopping:
                 self.loop.turn()
         self.team.close()
+        self._office.close()
         self._pid_file.remove()
         log.info("%d Supervisor ends.", os.getpid())
         return self._exit_status
@@ -127,15 +138,15 @@ class Supervisor:
             return
         log.info("%d Received %s.", os.getpid(), name)
         if name in _FOR_HOOKS:
-            self._tell(Duty.SERVING, {"signal": signum})
+            self.team.tell(Duty.SERVING, {"signal": signum})
         if name == "SIGHUP":
             self.reload.ask()
         elif name in ("SIGTERM", "SIGINT"):
-            self.stop()
+            self.ending.stop()
         elif name == "SIGQUIT":
-            self._stop_at_once()
+            self.ending.stop_at_once()
         elif name == "SIGUSR2":
-            self._tell(Duty.DRAINING, {"hammer": True})
+            self.team.tell(Duty.DRAINING, {"hammer": True})
         elif name in ("SIGTTIN", "SIGTTOU"):
             self._replacement.resize(1 if name == "SIGTTIN" else -1)
 
@@ -172,28 +183,32 @@ class Supervisor:
             self._heed(worker, said)
 
     def _heed(self, worker: Worker, said: dict[str, t.Any]) -> None:
-        if "wishes" in said:
-            self.reload.on_wishes(worker)
-            self.team.provide(worker)
-        elif "ready" in said:
-            self._end_boot(worker)
-            if self.reload.turnover is not None and self.reload.turnover.awaits(worker):
-                self.reload.advance()
-            elif worker.duty is Duty.READY:
-                self._replacement.on_ready(worker)
-        elif "forlorn" in said:
-            self._replacement.on_forlorn(worker)
-        elif "consent" in said:
-            self.reload.consent.on_answer(worker, said)
-            self._consent.on_answer(worker, said)
-        elif "replace" in said:
-            self._replacement.on_wish(worker, said["replace"])
-        elif "reload" in said:
-            log.info("%d Worker %d asks for a reload.", os.getpid(), worker.pid)
-            self.reload.ask()
-        elif "stop" in said:
-            log.info("%d Worker %d asks for a stop.", os.getpid(), worker.pid)
-            self.stop(said["stop"], is_agreed=True)
+        for word, act in self._acts.items():
+            if word in said:
+                act(worker, said)
+
+    def _on_wishes(self, worker: Worker, said: dict[str, t.Any]) -> None:
+        self.reload.on_wishes(worker)
+        self.team.provide(worker)
+
+    def _on_ready(self, worker: Worker, said: dict[str, t.Any]) -> None:
+        self._end_boot(worker)
+        if self.reload.turnover is not None and self.reload.turnover.awaits(worker):
+            self.reload.advance()
+        elif worker.duty is Duty.READY:
+            self._replacement.on_ready(worker)
+
+    def _on_consent_of(self, worker: Worker, said: dict[str, t.Any]) -> None:
+        self.reload.consent.on_answer(worker, said)
+        self.ending.consent.on_answer(worker, said)
+
+    def _on_reload(self, worker: Worker, said: dict[str, t.Any]) -> None:
+        log.info("%d Worker %d asks for a reload.", os.getpid(), worker.pid)
+        self.reload.ask()
+
+    def _on_stop(self, worker: Worker, said: dict[str, t.Any]) -> None:
+        log.info("%d Worker %d asks for a stop.", os.getpid(), worker.pid)
+        self.ending.stop(said["stop"], is_agreed=True)
 
     def _end_boot(self, worker: Worker) -> None:
         for pipe in worker.pipes():
@@ -227,7 +242,8 @@ class Supervisor:
             self._end_boot(worker)
         self.team.remove(worker)
         self.reload.consent.on_death(worker)
-        self._consent.on_death(worker)
+        self.ending.consent.on_death(worker)
+        self._office.on_death(worker)
         if self.reload.on_death(worker, how):
             pass
         elif worker.duty is Duty.DRAINING or self.is_stopping:
@@ -243,6 +259,7 @@ class Supervisor:
         """These workers serve now, and no older ones."""
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
+        self._office.open_again()
         self._limit_generations()
         workers = "worker" if len(pids) == 1 else "workers"
         text = " ".join(map(str, pids))
@@ -262,12 +279,12 @@ class Supervisor:
             log.error(what, os.getpid(), reason, quotation)
             if not self.is_stopping:
                 self.notifier.ready(f"Reload failed: {reason}")
-            self._tell(Duty.SERVING, {"refused": reason})
+            self.team.tell(Duty.SERVING, {"refused": reason})
             self._replacement.replace()
         else:
             log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
             self._exit_status = 1
-            self.is_stopping = True
+            self.ending.is_begun = True
 
     def _limit_generations(self) -> None:
         """The oldest workers cut what they have when there are too many generations of them."""
@@ -276,88 +293,6 @@ class Supervisor:
         for worker in draining:
             if worker.generation in old[: -self.team.settings["old_generations"]]:
                 worker.say({"hammer": True})
-
-    # The end.
-
-    def stop(self, timeout: float | None = None, is_agreed: bool = False) -> None:
-        """Stop after the requests in flight, unless a hook refuses; a further call skips what is
-        waited for.
-
-        :param timeout: seconds that they get, instead of `hammer_time`; 0: any time.
-        :param is_agreed: the hooks have been asked.
-        """
-        if self._is_told:
-            self._hammer()
-        elif self.is_stopping:
-            self._shut_down()
-        elif is_agreed:
-            self._on_consent(timeout, "")
-        elif not self._consent.is_awaited:
-            self._consent.ask(partial(self._on_consent, timeout))
-
-    def _on_consent(self, timeout: float | None, reason: str | None) -> None:
-        if reason:
-            log.info("%d Not stopped: %s.", os.getpid(), reason)
-            return
-        self._stop_time = timeout
-        self._begin_stop()
-        delay = self.team.settings["shutdown_delay"]
-        if delay:
-            log.info("%d Serving on for %g seconds.", os.getpid(), delay)
-            self.loop.set(self._delay_timer, delay)
-        else:
-            self._shut_down()
-
-    def _stop_at_once(self) -> None:
-        self._begin_stop()
-        if not self._is_told:
-            self._shut_down()
-        self._hammer()
-
-    def _begin_stop(self) -> None:
-        if self.is_stopping:
-            return
-        self.is_stopping = True
-        self.notifier.stopping("Stopping")
-        self.reload.give_up()
-        give_up(self.team.on(Duty.BOOTING, Duty.READY))
-        self._report()
-
-    def _shut_down(self) -> None:
-        self._is_told = True
-        self.loop.cancel(self._delay_timer)
-        shut(self.team.listeners)
-        for listener in self.team.listeners:
-            log.info("%d %s Listener closed.", os.getpid(), listener.address)
-        log.info("%d Waiting for workers to finish...", os.getpid())
-        for worker in self.team.on(Duty.SERVING, Duty.DRAINING):
-            worker.duty = Duty.DRAINING
-            worker.say({"stop": self._stop_time})
-        # They have the same limit; this one is for those that do not keep it.
-        limit = self.team.settings["hammer_time"] if self._stop_time is None else self._stop_time
-        self.loop.set(self._kill_timer, limit and limit + KILL_TIME)
-
-    def _hammer(self) -> None:
-        log.warning("%d [STOP - Hammer Time] Forcefully shutting down workers", os.getpid())
-        self._tell(Duty.DRAINING, {"hammer": True})
-        self.loop.cancel(self._kill_timer)
-        self.loop.set(self._kill_timer, KILL_TIME)
-
-    def _kill(self) -> None:
-        for worker in self.team.workers:
-            log.warning("%d Worker %d does not end; killing it.", os.getpid(), worker.pid)
-            worker.kill()
-
-    def _tell(self, duty: Duty, record: dict[str, t.Any]) -> None:
-        for worker in self.team.on(duty):
-            worker.say(record)
-
-    def _report(self) -> None:
-        """Say that a stop takes its time."""
-        count = len(self.team.workers)
-        workers = "worker" if count == 1 else "workers"
-        self.notifier.extend(3 * REPORT_TIME, f"Waiting for {count} {workers} to finish")
-        self.loop.set(self._report_timer, REPORT_TIME)
 
     def _watchdog(self) -> None:
         if self.notifier.watchdog_time:
@@ -384,7 +319,12 @@ def main() -> t.NoReturn:
         print("flask_graceful.supervisor is started by a server with workers", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(Supervisor(state).run())
+    try:
+        status = Supervisor(state).run()
+    except ControlError as error:
+        print(f"flask_graceful: {error}", file=sys.stderr)
+        status = 1
+    sys.exit(status)
 
 
 if __name__ == "__main__":

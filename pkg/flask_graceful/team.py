@@ -66,6 +66,11 @@ class Team:
         """The workers with one of these duties, in the order of their start."""
         return [worker for worker in self.workers if worker.duty in duties]
 
+    def tell(self, duty: Duty, record: dict[str, t.Any]) -> None:
+        """Say something to all with this duty."""
+        for worker in self.on(duty):
+            worker.say(record)
+
     def find(self, pid: int) -> Worker | None:
         return next((worker for worker in self.workers if worker.pid == pid), None)
 

@@ -22,6 +22,7 @@ import socket
 import time
 import typing as t
 
+from .census import census, running
 from .channel import Channel, ChannelError, Record
 from .heirs import Heirs
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
@@ -72,6 +73,8 @@ class WorkerLife(Life):
             "hammer": lambda record: self._hammer(),
             "signal": self._on_signal,
             "consult": self._on_consult,
+            "ask": self._on_question,
+            "limit": lambda record: self.limit(record.data["limit"]),
             "refused": lambda record: self._answer(record.data["refused"]),
         }
 
@@ -118,9 +121,6 @@ class WorkerLife(Life):
                 "stop": any(server.may_refuse_stop for server in self._servers),
             },
         }
-
-    def _write_pid_file(self, again: bool = False) -> None:
-        """The supervisor does."""
 
     def _announce(self, inherited: Inheritance) -> None:
         """Tell the supervisor, which says when to accept."""
@@ -193,6 +193,15 @@ class WorkerLife(Life):
         what = record.data["consult"]
         self._say({"consent": what, "reason": self._why_not(what)})
 
+    def _on_question(self, record: Record) -> None:
+        what = record.data["ask"]
+        answer: t.Any
+        if "requests" in what:
+            answer = running(self._servers, what["requests"])
+        else:
+            answer = census(self._servers)
+        self._say({"answer": answer, "number": record.data["number"]})
+
     def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
         """Let connections go to other workers, from now on or instead of to former ones."""
         if self.state not in (State.RUNNING, State.RELIEVED) or self._heirs.is_past:
@@ -254,6 +263,12 @@ class WorkerLife(Life):
     def restart(self, tell: Tell = to_nobody) -> None:
         self._tellers.append(tell)
         self._say({"reload": True})
+
+    def restart_for(self, record: Record) -> None:
+        for fd in record.fds:
+            # Who waits there is told so by the end of the connection.
+            os.close(fd)
+        self.restart()
 
     def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
         if self.state is State.RUNNING and not self._may_stop():
