@@ -33,6 +33,7 @@ def main() -> int:
         read_timeout=settings.server.read_timeout,
         write_timeout=settings.server.write_timeout,
         max_header_bytes=1 << 20,
+        workers=settings.server.workers,
     )
 
     @server.before_begin

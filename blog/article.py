@@ -66,7 +66,9 @@ def edit_article(*, id: int, tag_id: int, state: int | None, **texts: str) -> Co
         changes["state"] = state
     changes |= {"tag_id": tag_id, "modified_on": int(time.time())}
     with writing() as connection:
-        if connection.scalar(select(article.id).where(article.id == id)) is None:
+        # Locked: MySQL would let others delete it before the update, and newer ones of MariaDB
+        # refuse to change what others have changed since it was read.
+        if connection.scalar(select(article.id).where(article.id == id).with_for_update()) is None:
             return Code.ERROR_NOT_EXIST_ARTICLE
         if not _has_tag(connection, tag_id):
             return Code.ERROR_NOT_EXIST_TAG

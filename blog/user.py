@@ -6,7 +6,6 @@ import getpass
 import hmac
 import re
 import sys
-import threading
 
 from flask import Flask
 from sqlalchemy import insert, select, update
@@ -26,9 +25,6 @@ _HASH = re.compile(r"(scrypt|pbkdf2):[^$]+\$[^$]+\$[0-9a-f]+")
 # As costly to check as what generate_password_hash makes, and the hash of no password.
 _NOBODYS_HASH = f"scrypt:32768:8:1$nobody${'0' * 128}"
 
-# A check holds 32 MiB while it runs: this many run at once, however many people log in.
-_checks = threading.BoundedSemaphore(4)
-
 
 def check_login(*, username: str, password: str) -> bool:
     """Whether some user has both, exactly: the collation finds TEST for test, and more.
@@ -36,10 +32,13 @@ def check_login(*, username: str, password: str) -> bool:
     One hash is checked whoever it is: the time that it takes would tell which users there are.
     """
     auth = context().models.auth
-    rows = reading().execute(
+    session = reading()
+    rows = session.execute(
         select(auth.username, auth.password).where(same_text(auth.username, username))
     )
     known = [stored or "" for found, stored in rows.all() if found == username]
+    # The hash takes long, and others need the connection.
+    session.close()
     if not known:
         _check_hash(_NOBODYS_HASH, password)
         return False
@@ -54,7 +53,7 @@ def _matches(stored: str, password: str) -> bool:
 
 
 def _check_hash(stored: str, password: str) -> bool:
-    with _checks:
+    with context().password_checks:
         return check_password_hash(stored, password)
 
 

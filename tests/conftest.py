@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import typing as t
@@ -38,7 +39,9 @@ def wait_until(condition: t.Callable[[], t.Any], what: str, seconds: float = DEA
 class Live:
     """A server program in a process of its own, its successors included, and its log."""
 
-    def __init__(self, command: list[str], cwd: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], cwd: Path, env: dict[str, str], fds: t.Sequence[int] = ()
+    ) -> None:
         self._lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -48,6 +51,7 @@ class Live:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            pass_fds=fds,
             # Successors are not our children; the group is what ends them.
             start_new_session=True,
         )
@@ -112,13 +116,26 @@ class Live:
             self._news.notify_all()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> t.Iterator[None]:
+    """Where all servers of the tests have their control sockets, and no others."""
+    with tempfile.TemporaryDirectory(prefix="graceful-") as directory:
+        os.environ["RUNTIME_DIRECTORY"] = directory
+        yield
+
+
 @pytest.fixture
 def live() -> t.Iterator[t.Callable[..., Live]]:
     """Start programs; all of them are ended with the test."""
     started: list[Live] = []
 
-    def start(*arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Live:
-        started.append(Live([sys.executable, *arguments], cwd, env or {}))
+    def start(
+        *arguments: str,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        fds: t.Sequence[int] = (),
+    ) -> Live:
+        started.append(Live([sys.executable, *arguments], cwd, env or {}, fds))
         return started[-1]
 
     yield start

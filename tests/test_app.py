@@ -89,6 +89,26 @@ def test_ten_routes_before_and_after_kill_1(blog: t.Callable[..., Live]) -> None
     assert "| 200 |" in one.log
 
 
+def test_workers_behind_a_pid_that_never_changes(blog: t.Callable[..., Live]) -> None:
+    one = blog(BLOG_SERVER_WORKERS="2")
+    one.wait_for(rf"^{one.pid} Generation 1 serves with workers \d+ \d+\.")
+    token = get_token(one.port)
+    path = f"/api/v1/tags?token={token}"
+    with Load(one.port, clients=4, path=path) as load:
+        for generation in (2, 3):
+            name = f"before {generation}"
+            ask(one.port, "POST", "/api/v1/tags", name=name, created_by="me", token=token)
+            os.kill(one.pid, signal.SIGHUP)
+            one.wait_for(rf"^{one.pid} Generation {generation} serves with workers \d+ \d+\.")
+            load.wait_count(load.count + 50)
+    assert load.failed == []
+    assert ask(one.port, "GET", "/api/v1/tags", token=token)["data"]["total"] == 2
+    assert len(set(one.wait_pids(6))) == 6
+    os.kill(one.pid, signal.SIGTERM)
+    assert one.process.wait(20) == 0
+    assert "ERROR" not in one.log and "Traceback" not in one.log
+
+
 def test_the_api_answers_all_the_while(blog: t.Callable[..., Live]) -> None:
     one = blog()
     token = get_token(one.port)
@@ -159,6 +179,7 @@ def test_port_taken_is_one_line_that_names_the_holder(blog: t.Callable[..., Live
         ({"BLOG_CONF": "conf/none.ini"}, "conf/none.ini"),
         ({"BLOG_SERVER_HTTP_PORT": "80a"}, "BLOG_SERVER_HTTP_PORT"),
         ({"BLOG_SERVER_HTTP_PORT": "65536"}, "BLOG_SERVER_HTTP_PORT"),
+        ({"BLOG_SERVER_WORKERS": "-1"}, "BLOG_SERVER_WORKERS"),
         ({"BLOG_RUN_MODE": "release"}, "JWT_SECRET"),
     ],
 )

@@ -45,6 +45,8 @@ CALLS: dict[str, tuple[t.Callable[[], object], type[Exception], str]] = {
     "tcp_keep_alive": (lambda: graceful(tcp_keep_alive="3m"), TypeError, f"tcp_keep_alive: {SECONDS}, got '3m'"),  # noqa: E501
     "shutdown_delay": (lambda: graceful(shutdown_delay=True), TypeError, f"shutdown_delay: {SECONDS}, got True"),  # noqa: E501
     "hammer_time": (lambda: graceful(hammer_time=float("nan")), TypeError, f"hammer_time: {SECONDS}, got nan"),  # noqa: E501
+    "request_timeout": (lambda: graceful(request_timeout="1m"), TypeError, f"request_timeout: {SECONDS}, got '1m'"),  # noqa: E501
+    "request_timeout_hard": (lambda: graceful(request_timeout=30, request_timeout_hard=2.5), ValueError, "request_timeout_hard: expected at least request_timeout (30), got 2.5"),  # noqa: E501
     "unknown": (lambda: graceful(pidfile="a"), TypeError, "unknown setting 'pidfile'; did you mean 'pid_file'?"),  # noqa: E501
     # Hooks: when they are registered, and not when they are called.
     "before_begin": (lambda: graceful().before_begin(3), TypeError, "before_begin: expected a function, got 3"),  # type: ignore[arg-type]  # noqa: E501

@@ -199,6 +199,7 @@ WRONG = [
     ("--old-generations|0|web", "argument --old-generations: expected 1 to 100, got 0"),
     ("--shutdown-delay|soon|web", "argument --shutdown-delay: expected a number of seconds, got 'soon'"),  # noqa: E501
     ("--tcp-keep-alive|3m|web", "argument --tcp-keep-alive: expected a number of seconds, got '3m'"),  # noqa: E501
+    ("--request-timeout|9|--request-timeout-hard|2|web", "request_timeout_hard: expected at least request_timeout (9), got 2"),  # noqa: E501
     ("--pidfile|a|web", "unknown flag '--pidfile'; did you mean '--pid-file'?"),
     ("--bind|8000|web", "argument --bind: address '8000': expected host:port, :port, [v6]:port, unix:/path or systemd:NAME"),  # noqa: E501
     ("--bind|:1|--bind|:1|web", "argument --bind: address ':1' is given 2 times"),

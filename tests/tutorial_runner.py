@@ -43,7 +43,7 @@ MASKS = {
     "line_number": r"\bline \d+",
 }
 # Where a document tells a process id for the first time.
-PID = re.compile(r"(?:Actual pid is|[Ss]uccessor) (\d+)")
+PID = re.compile(r"(?:Actual pid is |[Ss]uccessor |^(?=\d+ Generation 1 ))(\d+)", re.MULTILINE)
 PORT = "8000"
 DIRECTORY = "/home/you/flask-graceful"
 

@@ -22,6 +22,7 @@ if t.TYPE_CHECKING:
     from .restart import RestartError as RestartError
     from .restart import run as run
     from .restart import serve as serve
+    from .running import RunningRequest as RunningRequest
     from .server import Server as Server
     from .server import ServerClosed as ServerClosed
     from .server import ShutdownTimeout as ShutdownTimeout
@@ -41,6 +42,7 @@ _PLACES = {
     "PRE_SIGNAL": "hooks",
     "PidFileError": "pidfile",
     "RestartError": "restart",
+    "RunningRequest": "running",
     "Server": "server",
     "ServerClosed": "server",
     "Settings": "settings",

@@ -86,8 +86,13 @@ def find(pid: int | None) -> list[Found]:
 
 def _places(pid: int | None) -> list[str]:
     uid = os.geteuid()
-    environ = {"XDG_RUNTIME_DIR": f"/run/user/{uid}", **os.environ}
-    found = directories(environ, uid)
+    found = directories(os.environ, uid)
+    if found[0].is_given:
+        # A command that systemd runs for a service means that one.
+        del found[1:]
+    else:
+        # The server may have had other variables.
+        found += directories({"XDG_RUNTIME_DIR": f"/run/user/{uid}", "TMPDIR": "/tmp"}, uid)
     if pid is not None:
         with contextlib.suppress(OSError):
             uid = os.stat(f"/proc/{pid}").st_uid

@@ -50,10 +50,7 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
     # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise; the
     # reasons of failed requests and restarts would be lost.
     log.disabled = False
-    chosen = {row.name: getattr(options, row.name) for row in settings.rows()}
-    server = GracefulServer(
-        options.bind, app, **{name: value for name, value in chosen.items() if value is not None}
-    )
+    server = GracefulServer(options.bind, app, **_chosen(options))
     try:
         if options.certfile:
             server.listen_and_serve_tls(options.certfile, options.keyfile)
@@ -141,12 +138,23 @@ def _read(parser: argparse.ArgumentParser, arguments: t.Sequence[str] | None) ->
         parse_addresses(options.bind)
     except ValueError as error:
         parser.error(f"argument --bind: {error}")
+    try:
+        settings.Settings(**_chosen(options))
+    except ValueError as error:
+        # Each is right by itself.
+        parser.error(str(error))
     if bool(options.certfile) != bool(options.keyfile):
         given, other = ("certfile", "keyfile")[:: 1 if options.certfile else -1]
         parser.error(f"--{given} is given without --{other}; HTTPS needs both")
     if options.certfile:
         _check_certificate(parser, options.certfile, options.keyfile)
     return options
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, t.Any]:
+    """The settings that were given."""
+    values = {row.name: getattr(options, row.name) for row in settings.rows()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> t.NoReturn:

@@ -20,7 +20,7 @@ import time
 import typing as t
 
 from .errors import ProtocolError
-from .exchange import Drained, Exchange
+from .exchange import Drained
 from .handover import Parcel
 from .hijack import Hijacker
 from .http11 import HeadParser
@@ -35,6 +35,7 @@ from .wsgi import refusal, request_environ
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from .exchange import Exchange
     from .host import Host
     from .http11 import Request
     from .running import RunningRequest
@@ -254,7 +255,7 @@ class Connection(Owned):
         now = time.monotonic()
         self._began = self._began or now
         self.deadline = NEVER
-        exchange = self._exchange = Exchange(
+        exchange = self._exchange = host.new_exchange(
             self._wire,
             request,
             self._keeps_alive,

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 import typing as t
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from .body import body_decoder
@@ -40,7 +41,8 @@ MAX_DRAIN = 256 * 1024
 MAX_DRAIN_RECEIVED = 8 * MAX_DRAIN
 
 _NOTHING = memoryview(b"")
-_CONTINUE = memoryview(b"HTTP/1.1 100 Continue\r\n\r\n")
+_ALONE = nullcontext()
+CONTINUE = memoryview(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 class Drained(enum.Enum):
@@ -248,7 +250,7 @@ class Exchange:
         if self._must_continue:
             self._must_continue = False
             if not self._response.head_sent:
-                self._wire.send_by(_CONTINUE, self.write_deadline)
+                self._send_continue()
         inbox = self._wire.inbox.data
         while not decoder.done:
             try:
@@ -263,9 +265,16 @@ class Exchange:
                 inbox += self._receive_more()
         return b""
 
+    def _touching(self) -> AbstractContextManager[None]:
+        """Entered by the application's thread while it reads from the socket."""
+        return _ALONE
+
+    def _send_continue(self) -> None:
+        self._wire.send_by(CONTINUE, self.write_deadline)
+
     def _receive_more(self) -> bytes:
         try:
-            return self._wire.receive_by(self._read_deadline)
+            return self._wire.receive_by(self._read_deadline, self._touching)
         except Disconnected as error:
             # Who sends nothing more may still read an answer; sending finds out.
             self._wire.is_broken = False

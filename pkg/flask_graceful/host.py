@@ -9,6 +9,7 @@ if t.TYPE_CHECKING:
 
     from .connection import Connection
     from .crew import Crew
+    from .exchange import Exchange
     from .handover import Parcel
     from .settings import Settings
     from .states import ConnState
@@ -20,6 +21,8 @@ class Host(t.Protocol):
     app: WSGIApplication
     settings: Settings
     crew: Crew
+    # What makes an exchange; its parameters are those of `Exchange`.
+    new_exchange: t.Callable[..., Exchange]
     # False: each response is its connection's last.
     keeps_alive: bool
     # True: the server stops, and serves what it has received.

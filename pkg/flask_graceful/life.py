@@ -263,6 +263,10 @@ class Life:
         """
         raise NotImplementedError
 
+    def replace_because(self, reason: str) -> None:
+        """Only another process can mend it: have this one replaced, if that is not under way."""
+        raise NotImplementedError
+
     def stop_as_told(self, timeout: float | None, tell: Tell = to_nobody) -> None:
         """:param timeout: seconds, instead of the setting; 0: any time.
         :param tell: takes the reason when a hook has refused.

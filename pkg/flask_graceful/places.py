@@ -87,10 +87,8 @@ def directories(environ: t.Mapping[str, str], uid: int) -> list[Directory]:
         found.append(Directory(os.path.join(session, NAME)))
     if uid == 0:
         found.append(Directory(f"/run/{NAME}"))
-    for temporary in (environ.get("TMPDIR", ""), tempfile.gettempdir(), "/tmp"):
-        if temporary:
-            found.append(Directory(os.path.join(temporary, f"{NAME}-{uid}")))
-    return list({one.path: one for one in reversed(found)}.values())[::-1]
+    temporary = environ.get("TMPDIR") or tempfile.gettempdir()
+    return [*found, Directory(os.path.join(temporary, f"{NAME}-{uid}"))]
 
 
 def sockets_in(path: str) -> list[tuple[int, str]]:

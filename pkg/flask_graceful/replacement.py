@@ -65,7 +65,7 @@ class Replacement:
         pause = self._pause_after(worker)
         when = f"in {pause:g} seconds" if pause else "now"
         log.warning(
-            "%d Worker %d is to be replaced, since %s; another one is started %s.",
+            "%d Worker %d is to be replaced: %s; another one is started %s.",
             os.getpid(), worker.pid, reason, when,
         )  # fmt: skip
         self._replace_after(pause)

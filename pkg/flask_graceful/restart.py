@@ -30,6 +30,7 @@ if t.TYPE_CHECKING:
     from .acceptor import Acceptor
     from .handover import Parcel
     from .life import Life, State
+    from .running import RunningRequest
     from .tls import Credentials
 
 log = logging.getLogger("flask_graceful")
@@ -352,6 +353,11 @@ class GracefulServer(ReliefServer):
 
     def has_old_process(self) -> bool:
         return not self.parent_gone.is_set()
+
+    def on_overdue(self, request: RunningRequest) -> None:
+        life = self._life
+        if life is not None:
+            life.post(lambda: life.replace_because(f"{request}: over request_timeout_hard"))
 
     def is_moving(self) -> bool:
         return self._life is not None and self._life.is_moving()

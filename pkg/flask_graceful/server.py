@@ -15,15 +15,19 @@ import socket
 import threading
 import typing as t
 from contextlib import AbstractContextManager
+from functools import partial
 
 from .acceptor import Acceptor
 from .connection import Connection, ConnState
 from .crew import Crew
 from .errors import ServerClosed as ServerClosed
+from .exchange import Exchange
 from .listeners import Listener, listen, parse_address
 from .poller import new_poller
 from .roster import Roster
 from .settings import Settings, checked_function, checked_timeout
+from .timed import TimedExchange
+from .timekeeper import Timekeeper
 from .tls import Credentials, check_context
 from .work import Work
 
@@ -93,6 +97,7 @@ class Server:
         self.base_context = base_context
         self.conn_context = conn_context
         self.crew: Crew = None  # type: ignore[assignment]  # made when serving begins
+        self._timekeeper = self._make_timekeeper()
         self._lock = threading.Lock()
         self._acceptors: set[Acceptor] = set()
         # What TLS listeners are served with, each once.
@@ -274,6 +279,10 @@ class Server:
         running = [found for one in busy if (found := one.running()) is not None]
         return sorted(running, key=lambda request: -request.age)
 
+    def on_overdue(self, request: RunningRequest) -> None:
+        """A request has run for longer than `request_timeout_hard`, which is in the log. A process
+        that can be replaced is. Called by the timekeeper's thread."""
+
     def on_state(self, connection: Connection, state: ConnState) -> None:
         """Called by connections at each change of their state."""
         if state is ConnState.HIJACKED:
@@ -301,6 +310,16 @@ class Server:
     def has_room(self, acceptor: Acceptor) -> bool:
         """May one more connection be accepted (row H12)? If not, the acceptor is started later."""
         return self._roster.has_room(acceptor)
+
+    def _make_timekeeper(self) -> Timekeeper | None:
+        """Who looks at requests that take too long; None, and at no cost, without a limit."""
+        soft, hard = self.settings.request_timeout, self.settings.request_timeout_hard
+        self.new_exchange: t.Callable[..., Exchange] = Exchange
+        if not soft and not hard:
+            return None
+        keeper = Timekeeper(soft, hard, self.on_overdue)
+        self.new_exchange = partial(TimedExchange, keeper)
+        return keeper
 
     def _load(self, certfile: str, keyfile: str) -> Credentials:
         credentials = Credentials(certfile, keyfile, self.ssl_context)
@@ -340,6 +359,8 @@ class Server:
             listener.close(unlink=not listener.inherited_as)
             raise
         self.crew.start()
+        if self._timekeeper is not None:
+            self._timekeeper.start()
         return acceptor
 
     def _begin_shutdown(self, drain_queues: bool) -> None:
@@ -400,6 +421,8 @@ class Server:
         """Send the threads home."""
         if self.crew is not None:
             self.crew.stop()
+        if self._timekeeper is not None:
+            self._timekeeper.stop()
         self._drained.set()
 
 

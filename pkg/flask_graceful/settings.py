@@ -58,6 +58,12 @@ class Settings:
     write_timeout: float = _setting(
         0, SECONDS, "time from the end of a request's head to the end of its response"
     )
+    request_timeout: float = _setting(
+        0, SECONDS, "time that the application gets to begin its response; then 503 is sent"
+    )
+    request_timeout_hard: float = _setting(
+        0, SECONDS, "time after which a request that still runs has its process replaced"
+    )
     idle_timeout: float = _setting(
         0, SECONDS, "time that a kept-alive connection may wait; off: read_timeout counts"
     )
@@ -101,6 +107,11 @@ class Settings:
         for row in fields(self):
             value = _checked(row.name, row.metadata["unit"], getattr(self, row.name))
             object.__setattr__(self, row.name, value)
+        if 0 < self.request_timeout_hard < self.request_timeout:
+            raise ValueError(
+                f"request_timeout_hard: expected at least request_timeout "
+                f"({self.request_timeout:g}), got {self.request_timeout_hard:g}"
+            )
 
     @classmethod
     def from_options(cls, options: t.Mapping[str, t.Any]) -> Settings:

@@ -44,7 +44,7 @@ RANK_TIME = 0.002
 MOST_RANKS = 3
 # How many it takes then; by what the number grows as long as others do not empty the queue.
 FIRST_QUOTA = 2
-QUOTA_GROWTH = 4
+QUOTA_GROWTH = 2
 MOST_QUOTA = 64
 
 _NUMBER = struct.Struct("=I")

@@ -104,6 +104,11 @@ class SoleLife(Life):
         log.info("%d Told to restart. forking.", os.getpid())
         self._succession.restart(tell)
 
+    def replace_because(self, reason: str) -> None:
+        if self.state is State.RUNNING and self._succession.successor is None:
+            log.warning("%d To be replaced: %s", os.getpid(), reason)
+            self.restart()
+
     def restart_for(self, record: Record) -> None:
         self.desk.adopt(record)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 import typing as t
 from contextlib import AbstractContextManager, nullcontext
 
@@ -52,7 +53,16 @@ class Wire:
     :param waiting: entered while a thread waits for the client.
     """
 
-    __slots__ = ("has_more", "hung_up", "inbox", "is_broken", "sock", "waiting")
+    __slots__ = (
+        "has_more",
+        "hung_up",
+        "inbox",
+        "is_broken",
+        "sock",
+        "waited",
+        "waiting",
+        "waits_since",
+    )
 
     def __init__(
         self,
@@ -67,6 +77,8 @@ class Wire:
         self.has_more = False
         self.hung_up = False
         self.is_broken = False
+        # Seconds that threads have waited for the client, and since when one does; 0: none does.
+        self.waited = self.waits_since = 0.0
 
     def receive(self) -> bytes | None:
         """Bytes from the socket; b"" at its end, None when there are none now."""
@@ -92,13 +104,19 @@ class Wire:
         except OSError as error:
             self.fail("the client closed the connection", error)
 
-    def receive_by(self, deadline: float) -> bytes:
+    def receive_by(
+        self,
+        deadline: float,
+        touching: t.Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> bytes:
         """Bytes from the socket, as soon as there are some.
 
+        :param touching: entered while the socket is read from, and not while it is waited for.
         :raises Disconnected: the client has closed, or sent nothing until the deadline.
         """
         while True:
-            data = self.receive()
+            with touching():
+                data = self.receive()
             if data:
                 return data
             if data is not None:
@@ -161,8 +179,14 @@ class Wire:
         return is_sending
 
     def _wait(self, is_sending: bool, deadline: float) -> bool:
-        with self.waiting():
-            return wait_ready(self.sock, self.waits_to_write(is_sending), deadline)
+        self.waits_since = began = time.monotonic()
+        try:
+            with self.waiting():
+                return wait_ready(self.sock, self.waits_to_write(is_sending), deadline)
+        finally:
+            # In this order: see who reads it.
+            self.waited += time.monotonic() - began
+            self.waits_since = 0.0
 
     def fail(self, reason: str, cause: BaseException | None = None) -> t.NoReturn:
         """Break the wire."""

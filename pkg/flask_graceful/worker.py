@@ -69,6 +69,7 @@ class WorkerLife(Life):
             "go": lambda record: self._start_accepting(),
             "heirs": self._on_heirs,
             "resume": self._on_resume,
+            "delay": lambda record: self._begin_delay(),
             "stop": lambda record: self._stop(record.data["stop"]),
             "hammer": lambda record: self._hammer(),
             "signal": self._on_signal,
@@ -215,6 +216,11 @@ class WorkerLife(Life):
             self._relieve(listening)
         self._answer("")
 
+    def _begin_delay(self) -> None:
+        """The service is about to end: serve on, and let the application say so."""
+        if self.state is State.RUNNING:
+            self.state = State.DELAYING
+
     def _stop(self, timeout: float | None) -> None:
         """The service ends.
 
@@ -222,7 +228,7 @@ class WorkerLife(Life):
         """
         if timeout is not None:
             self._hammer_time = timeout
-        if self.state is State.RUNNING:
+        if self.state in (State.RUNNING, State.DELAYING):
             self._shut_down()
         elif self.is_relieved:
             self._heirs.forget_all()
@@ -256,11 +262,12 @@ class WorkerLife(Life):
 
     def _on_signals(self, signals: Signals) -> None:
         for signum in signals.read():
-            if signum == signal.SIGTERM and self.state is State.RUNNING:
-                self._ask_to_be_replaced("it has received SIGTERM")
+            if signum == signal.SIGTERM:
+                self.replace_because("it has received SIGTERM")
 
-    def _ask_to_be_replaced(self, reason: str) -> None:
-        self._say({"replace": reason})
+    def replace_because(self, reason: str) -> None:
+        if self.state is State.RUNNING:
+            self._say({"replace": reason})
 
     def restart(self, tell: Tell = to_nobody) -> None:
         self._tellers.append(tell)

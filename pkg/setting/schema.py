@@ -93,8 +93,13 @@ class App:
 @dataclass(frozen=True, kw_only=True)
 class Server:
     http_port: int = _key(_integer(0, 65_535), default=8000)
+    workers: int = _key(_integer(0, 64), default=0)
     read_timeout: int = _key(_seconds, default=60)
     write_timeout: int = _key(_seconds, default=60)
+
+    def share(self, total: int) -> int:
+        """What one process may take of what all of them have together; at least 1."""
+        return max(1, total // max(1, self.workers))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,74 @@ def test_writers_in_two_processes(
     api = make_api(**shared)
     assert api("GET", "/tags").data["total"] == 2 * 32 * 5 + 1
     assert api.sql("SELECT username FROM blog_auth") == [("test",)]
+
+
+@pytest.fixture(params=["sqlite", "mariadb", "snapshots"])
+def many(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Variables for a database without tables; the last is as MariaDB is from 11.6 on."""
+    if request.param == "sqlite":
+        yield {"BLOG_DATABASE_NAME": str(tmp_path / "new/dir/blog.db")}
+        return
+    mariadb: MariaDB = request.getfixturevalue("mariadb")
+    mariadb.execute("CREATE OR REPLACE DATABASE many")
+    variable = "GLOBAL innodb_snapshot_isolation"
+    before = mariadb.execute(f"SELECT @@{variable.replace(' ', '.')}")[0][0]
+    mariadb.execute(f"SET {variable} = {request.param == 'snapshots'}")
+    yield mysql_environ(mariadb, "many")
+    mariadb.execute(f"SET {variable} = {before}")
+
+
+def test_four_processes_add_edit_and_delete_the_same(
+    many: dict[str, str], make_api: MakeApi, tmp_path: Path
+) -> None:
+    """They are workers, start at once without tables, and what they say was done was done once."""
+    environ = os.environ | many | {"BLOG_CONF": str(SETTINGS), "BLOG_SERVER_WORKERS": "4"}
+    environ["PYTHONPATH"] = str(ROOT)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "tests.blog.hammer", "16", "8"],
+            cwd=tmp_path,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    outputs = [process.communicate(timeout=90) for process in processes]
+    total: Counter[str] = Counter()
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err.decode()
+        assert b"ERROR" not in err, err.decode()
+        found = json.loads(out)
+        assert found["wrong"] == []
+        total.update(found["changes"])
+    api = make_api(**many)
+    for kind in ("tag", "article"):
+        left = total[f"POST {kind}s"] - total[f"DELETE {kind}s"]
+        assert api.scalar(f"SELECT count(*) FROM blog_{kind}") == left
+        assert total[f"PUT {kind}s"] > 0 < total[f"DELETE {kind}s"]
+    assert api.sql("SELECT username FROM blog_auth") == [("test",)]
+
+
+def test_no_process_finds_the_table_of_users_empty(mariadb: MariaDB, make_api: MakeApi) -> None:
+    """Nor does one that was killed while it made the table keep others from doing so."""
+    mariadb.execute(
+        "CREATE OR REPLACE DATABASE early", "CREATE TABLE early.blog_auth_new (half_made int)"
+    )
+    seen = []
+
+    def look() -> None:
+        while not seen:
+            with suppress(pymysql.ProgrammingError):
+                seen.append(mariadb.execute("SELECT username FROM early.blog_auth"))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        make_api(**mysql_environ(mariadb, "early"))
+        looking.result(timeout=30)
+    assert seen == [(("test",),)]
+    tables = mariadb.execute("SHOW TABLES FROM early")
+    assert set(tables) == {("blog_article",), ("blog_auth",), ("blog_tag",)}
 
 
 def test_writers_in_threads(api: Api) -> None:

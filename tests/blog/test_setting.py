@@ -63,7 +63,7 @@ def test_tutorials_file(file: Path) -> None:
     assert dataclasses.asdict(settings) == {
         "run_mode": "debug",
         "app": {"page_size": 10, "jwt_secret": "23347$040412"},
-        "server": {"http_port": 8000, "read_timeout": 60, "write_timeout": 60},
+        "server": {"http_port": 8000, "workers": 0, "read_timeout": 60, "write_timeout": 60},
         "database": {
             "type": "mysql",
             "user": "root",
@@ -176,6 +176,9 @@ def test_defaults(file: Path) -> None:
         ("23347$040412", "", "[app] JWT_SECRET: expected a text that is not empty"),
         ("8000", "65536", "[server] HTTP_PORT: expected a whole number from 0 to 65535"),
         ("8000", "-1", "[server] HTTP_PORT: expected a whole number from 0 to 65535"),
+        ("READ_", "WORKERS = -1\nREAD_", "[server] WORKERS: expected a whole number from 0 to 64"),
+        ("READ_", "WORKERS = 65\nREAD_", "[server] WORKERS: expected a whole number from 0 to 64"),
+        ("READ_", "WORKERS = two\nREAD_", "[server] WORKERS: expected a whole number from 0 to"),
         ("READ_TIMEOUT = 60", "READ_TIMEOUT = -1", "[server] READ_TIMEOUT: expected a whole"),
         ("READ_TIMEOUT = 60", "READ_TIMEOUT = 60s", "[server] READ_TIMEOUT: expected a whole"),
         ("= mysql", "= oracle", "[database] TYPE: expected sqlite or mysql, not 'oracle'"),
@@ -186,7 +189,7 @@ def test_defaults(file: Path) -> None:
         ("127.0.0.1:3306\nN", "\nN", "[database] HOST: expected host"),
         ("NAME = blog\n", "", "[database] NAME: missing key, expected a text that is not"),
         ("blog_", "blog-", "[database] TABLE_PREFIX: expected at most 32 letters"),
-        ("HTTP_PORT", "PORT", "[server] PORT: unknown key, expected one of HTTP_PORT, READ"),
+        ("HTTP_PORT", "PORT", "[server] PORT: unknown key, expected one of HTTP_PORT, WORK"),
         ("HTTP_PORT", "http_port", "[server] http_port: unknown key"),
         ("RUN_MODE", "MODE", "MODE above the first section: unknown key, expected one of RUN_MODE"),
         ("[server]", "[redis]", "[redis]: unknown section, expected one of app, server"),
