@@ -110,7 +110,11 @@ HANG = "say(os.getpid(), 'hangs'); time.sleep(1000)"
 # What the new code is like, and what is said of it: the reason, and the last line that it printed.
 BROKEN = {
     "syntax": ("def def", r"worker \d+ exited with status 1", "SyntaxError: invalid syntax"),
-    "exit": ("print('no database'); sys.exit(3)", r"worker \d+ exited with status 3", "no database"),
+    "exit": (
+        "print('no database'); sys.exit(3)",
+        r"worker \d+ exited with status 3",
+        "no database",
+    ),
     "exit without a word": ("os._exit(0)", r"worker \d+ exited with status 0", r"\d+ loads broken"),
     "hook": (
         "server.before_begin(lambda addr: 1 / 0)",
