@@ -524,7 +524,7 @@ BECOME_NOBODY = (
 def ask_as_nobody(*words: str) -> Answer:
     """Run a command as another user, who may not be able to read the package."""
     code = (
-        "import encodings.unicode_escape, os, sys; from flask_graceful import commands\n"
+        "import encodings.unicode_escape, locale, os, sys; from flask_graceful import commands\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); commands.main(sys.argv[1:])"
     )
     done = subprocess.run(
