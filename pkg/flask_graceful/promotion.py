@@ -62,6 +62,7 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
         "team": {
             "command": list(OWN),
             "generation": 0,
+            "has_served": False,
             "count": servers[0].settings.workers,
             "settings": settings,
             "listeners": [

@@ -196,6 +196,7 @@ class Reload:
         self._turnover = None
         self._loop.cancel(self._timer)
         serving = self._team.on(Duty.SERVING)
+        self._team.has_served = True
         self._team.count = turnover.count
         self._team.settings = serving[-1].wishes["settings"]
         pids = [worker.pid for worker in serving]

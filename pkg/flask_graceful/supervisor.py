@@ -274,7 +274,7 @@ class Supervisor:
 
         :param quotation: what they have printed, to be shown below.
         """
-        if self.team.generation > 1 or self.is_stopping:
+        if self.team.has_served or self.is_stopping:
             new = [one for one in self.team.workers if one.generation == self.team.generation]
             is_mixed = any(one.duty is Duty.SERVING for one in new)
             what = "what has taken over stays" if is_mixed else "nothing has changed"
