@@ -152,8 +152,21 @@ class KeptLoad(_Clients):
         # Connections that the server has ended: with a word in the last answer, or between two.
         self.said_close = 0
         self.closed_idle = 0
+        # Who gave each client its last answer.
+        self.servers: dict[int, int] = {}
         self._pauses = pauses
         self._methods = methods
+
+    def wait_served_by(self, pids: t.Iterable[int], seconds: float = 60) -> Counter[int]:
+        """Wait until all clients have their last answer from these; how many each has."""
+        with self._progress:
+
+            def are_there() -> bool:
+                everybody = len(self.servers) == len(self._pauses)
+                return everybody and set(self.servers.values()) <= set(pids)
+
+            assert self._progress.wait_for(are_there, seconds), (self.servers, self.failed[-5:])
+            return Counter(self.servers.values())
 
     def _run(self, number: int) -> None:
         pause = self._pauses[number]
@@ -212,9 +225,9 @@ class KeptLoad(_Clients):
         if code != 200 or repeated != token.encode():
             raise ConnectionError(f"status {code}, {body!r} instead of {token!r}")
         goes_on = headers.get("connection", "").lower() != "close"
-        if not goes_on:
-            with self._lock:
-                self.said_close += 1
+        with self._lock:
+            self.servers[int(token.partition("-")[0])] = int(pid)
+            self.said_close += not goes_on
         return pid, goes_on
 
 

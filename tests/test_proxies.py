@@ -1,5 +1,5 @@
-"""Two instances behind the proxies of deploy/, which are restarted and stopped in turn: who asks the
-proxy does not notice.
+"""Two instances behind the proxies of deploy/, which are restarted and stopped in turn: whoever
+asks the proxy does not notice.
 
 The proxies run with the files that are shipped, but for addresses and paths. With REQUIRE_PROXIES=1
 they can't be skipped.

@@ -6,9 +6,12 @@ while it still names this process: a successor has written its own number by the
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import tempfile
+import typing as t
 
 log = logging.getLogger("flask_graceful")
 
@@ -35,24 +38,46 @@ class PidFile:
         """The whole path; empty: none."""
         return self._path
 
+    def check(self) -> None:
+        """Could this process write it?
+
+        :raises PidFileError: the system refuses.
+        """
+        if self._path:
+            with self._clear(), self._beside() as temporary:
+                os.unlink(temporary)
+                if os.path.isdir(self._path):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
     def write(self) -> None:
         """Put this process's id into the file.
 
         :raises PidFileError: the system refuses.
         """
-        if not self._path:
-            return
-        temporary = ""
+        if self._path:
+            with self._clear(), self._beside() as temporary:
+                # Whoever is to signal the process may not be the one who started it.
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, self._path)
+
+    @contextlib.contextmanager
+    def _beside(self) -> t.Iterator[str]:
+        """A file in the same directory, with this process's id in it; what is left of it goes."""
+        fd, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".pid-")
         try:
-            fd, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".pid-")
             with open(fd, "w", encoding="ascii") as file:
                 file.write(f"{os.getpid()}\n")
-            # Whoever is to signal the process may not be the one who started it.
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self._path)
-        except OSError as error:
-            if temporary and os.path.exists(temporary):
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+    @contextlib.contextmanager
+    def _clear(self) -> t.Iterator[None]:
+        """Say what was wrong with which file."""
+        try:
+            yield
+        except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise PidFileError(error.errno, f"pid file {self._path}: {reason}") from None
 

@@ -159,6 +159,9 @@ class Reload:
         except OSError as error:
             self._fail(f"can't start a worker: {error}")
             return
+        if not turnover.booting():
+            # An old worker may take as long as it likes.
+            self._loop.cancel(self._timer)
         if turnover.is_over():
             self._succeed(turnover)
 

@@ -58,8 +58,8 @@ class Replacement:
 
     def on_wish(self, worker: Worker, reason: str) -> None:
         """A worker wants to be replaced, and finishes its requests then."""
-        is_busy = self._supervisor.is_stopping or self._supervisor.reload.is_under_way
-        if is_busy or worker.is_to_go or worker.duty is not Duty.SERVING:
+        is_over = self._supervisor.is_stopping or worker.duty is not Duty.SERVING
+        if is_over or worker.is_to_go:
             return
         worker.is_to_go = True
         pause = self._pause_after(worker)
@@ -120,9 +120,8 @@ class Replacement:
             worker.duty = Duty.DRAINING
             worker.say({"stop": None})
             return
-        leaving = [one for one in serving if one.is_to_go][:1]
-        heirs = [one for one in serving if not one.is_to_go]
-        self._team.hand_on(leaving, [*heirs, worker])
+        # It alone takes over, so that it has a share like that of the others.
+        self._team.hand_on([one for one in serving if one.is_to_go][:1], [worker])
         log.info("%d Worker %d serves.", os.getpid(), worker.pid)
         if not self._team.on(Duty.BOOTING):
             self._loop.cancel(self._boot_timer)

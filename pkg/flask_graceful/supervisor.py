@@ -274,9 +274,11 @@ class Supervisor:
 
         :param quotation: what they have printed, to be shown below.
         """
-        if self.team.on(Duty.SERVING) or self.is_stopping:
-            what = "%d Reload failed: %s; nothing has changed.%s"
-            log.error(what, os.getpid(), reason, quotation)
+        if self.team.generation > 1 or self.is_stopping:
+            new = [one for one in self.team.workers if one.generation == self.team.generation]
+            is_mixed = any(one.duty is Duty.SERVING for one in new)
+            what = "what has taken over stays" if is_mixed else "nothing has changed"
+            log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
             if not self.is_stopping:
                 self.notifier.ready(f"Reload failed: {reason}")
             self.team.tell(Duty.SERVING, {"refused": reason})

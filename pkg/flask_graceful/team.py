@@ -21,6 +21,7 @@ import typing as t
 from . import shares
 from .command import Command
 from .listeners import Listener, ListenError, listen, matched, parse_address
+from .pidfile import PidFile, PidFileError
 from .sockfile import SocketFile
 from .staff import Duty, Worker
 
@@ -81,21 +82,25 @@ class Team:
         worker.channel.close()
 
     def provide(self, worker: Worker) -> None:
-        """Give a worker the listeners that it wishes for; or tell it why that can't be."""
-        keep_alive = worker.wishes["settings"]["tcp_keep_alive"]
+        """Give a worker the listeners that it wishes for; or tell it why it can't serve."""
+        settings = worker.wishes["settings"]
         given: list[Listener] = []
         fresh: list[Listener] = []
         try:
+            if worker.generation not in {one.generation for one in self.on(Duty.SERVING)}:
+                # It is written when they serve, and to be refused before.
+                PidFile(settings["pid_file"]).check()
             addresses = [parse_address(text) for text in worker.wishes["addresses"]]
             for address, known in matched(addresses, self.listeners):
                 if known is None:
-                    known = listen(address, keep_alive)
+                    known = listen(address, settings["tcp_keep_alive"])
                     fresh.append(known)
                 given.append(known)
-        except (ListenError, ValueError) as error:
+        except (ListenError, PidFileError, ValueError) as error:
             for listener in fresh:
                 listener.close()
-            worker.say({"error": str(error)})
+            kind = "pid_file_error" if isinstance(error, PidFileError) else "error"
+            worker.say({kind: str(error)})
             return
         for listener in fresh:
             # The name by which workers of all generations know it.

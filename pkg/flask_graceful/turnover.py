@@ -72,9 +72,8 @@ class Turnover:
             # The last one takes over from all that are left, when there are to be fewer.
             is_last = len(self._serving()) + 1 >= self.count
             leaving = present if is_last else present[:1]
-            self._team.hand_on(
-                [*self._team.on(Duty.DRAINING), *leaving], [*self._serving(), worker]
-            )
+            # It alone takes over, so that it has a share like theirs.
+            self._team.hand_on([*self._team.on(Duty.DRAINING), *leaving], [worker])
         is_waiting = bool(self.booting()) or any(
             one.duty is Duty.DRAINING for one in self.old if one in self._team.workers
         )

@@ -29,7 +29,7 @@ from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .life import Life, State
 from .listeners import Listener, ListenError
 from .loop import Tell, to_nobody
-from .pidfile import PidFile
+from .pidfile import PidFile, PidFileError
 from .predecessor import Predecessors
 from .shares import NAME, Shares
 
@@ -93,6 +93,8 @@ class WorkerLife(Life):
             raise ListenError(None, f"the supervisor gives no listeners: {error}") from error
         if record is None:
             raise ListenError(None, "the supervisor has ended")
+        if "pid_file_error" in record.data:
+            raise PidFileError(None, record.data["pid_file_error"])
         if "error" in record.data:
             raise ListenError(None, record.data["error"])
         listeners = [
