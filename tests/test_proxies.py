@@ -87,7 +87,10 @@ def shipped(name: str, replacements: dict[str, str]) -> str:
 
 
 class Instance:
-    """One of the instances, and the processes that it has been so far."""
+    """One of the instances, and the processes that it has been so far.
+
+    :param name: a number, which its answers begin with.
+    """
 
     def __init__(
         self, name: str, address: str, flags: list[str], live: t.Callable[..., Live], folder: Path
@@ -227,7 +230,7 @@ def test_no_client_of_a_proxy_notices(
     flags = ["--workers", str(workers), *TIMES[kind]]
     instances = [
         Instance(name, address, flags, live, tmp_path)
-        for name, address in zip(("one", "two"), free_addresses(2), strict=True)
+        for name, address in zip(("1", "2"), free_addresses(2), strict=True)
     ]
     with (
         Proxy(kind, [one.address for one in instances], tmp_path) as proxy,
@@ -260,7 +263,7 @@ def test_nginx_closes_idle_connections_before_a_stopped_instance_does(
     flags = ["--workers", "2", "--idle-grace", str(grace)]
     instances = [
         Instance(name, address, flags, live, tmp_path)
-        for name, address in zip(("one", "two"), free_addresses(2), strict=True)
+        for name, address in zip(("1", "2"), free_addresses(2), strict=True)
     ]
     with Proxy("nginx", [one.address for one in instances], tmp_path) as proxy:
         with Load(pair(proxy.address), clients=16, path="/sleep300", total=16) as load:
