@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import typing as t
 
@@ -37,6 +38,10 @@ def check_workers(servers: t.Sequence[GracefulServer]) -> None:
         if not server.handles_signals:
             raise ValueError(
                 "workers: their supervisor handles signals; handle_signals=False can't be"
+            )
+        if server.restart_signal != getattr(signal, "SIGHUP", None):
+            raise ValueError(
+                "workers: their supervisor restarts on SIGHUP; leave restart_signal out"
             )
         if server.heirlooms.fds():
             raise ValueError("workers: add_file() hands files to one successor only; use workers=0")
