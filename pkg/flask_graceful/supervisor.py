@@ -21,7 +21,7 @@ import typing as t
 from functools import partial
 
 from . import reexec
-from .child import how_it_ended
+from .child import END_TIME, how_it_ended
 from .control import ControlError
 from .ending import KILL_TIME, Ending
 from .loop import Loop, Timer
@@ -170,13 +170,17 @@ class Supervisor:
             self.loop.rearm(worker.channel)
             return
         self.loop.unwatch(worker.channel.fileno())
-        self._reap()
-        if worker in self.team.workers:
-            # Other threads of it may live on, for a time.
-            self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
-            if worker.duty is Duty.SERVING:
-                worker.duty = Duty.DRAINING
-                self._replacement.on_death(worker, "has ended its service")
+        # How it has ended is known in a moment.
+        worker.end_timer.func = partial(self._on_silence, worker)
+        self.loop.set(worker.end_timer, END_TIME)
+
+    def _on_silence(self, worker: Worker) -> None:
+        """A worker has closed its channel, and lives: other threads of it do, for a time."""
+        worker.end_timer.func = worker.kill
+        self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
+        if worker.duty is Duty.SERVING:
+            worker.duty = Duty.DRAINING
+            self._replacement.on_death(worker, "has ended its service")
 
     def _heed_all(self, worker: Worker) -> None:
         for said in worker.take_said():
