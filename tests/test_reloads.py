@@ -291,7 +291,7 @@ def test_worker_that_wants_to_go_during_a_reload_that_fails(service: Service) ->
         service.signal(signal.SIGHUP)
         service.one.wait_for("hangs", 2)
         os.kill(old[0], signal.SIGTERM)
-        service.one.wait_for(rf"Worker {old[0]} is to be replaced, since it has received SIGTERM")
+        service.one.wait_for(rf"Worker {old[0]} is to be replaced: it has received SIGTERM")
         service.write(release="three")
         service.one.wait_for("Reload failed")
         new = int(service.one.wait_for(r"Worker (\d+) serves\.$")[1])

@@ -1,12 +1,11 @@
-"""The life of a supervisor and its workers: signals, deaths and hooks. Whatever happens, the service
-either serves or ends with nothing left behind, and a client loses no more than what died."""
+"""The life of a supervisor and its workers: signals, deaths and hooks. Whatever happens, the
+service either serves or ends with nothing left behind, and a client loses no more than what died.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import random
 import re
 import signal
 import time
@@ -18,7 +17,11 @@ import pytest
 from conftest import Client, Live, wait_until
 from load import KeptLoad, Load
 from service import (
-    END, Service, check_nothing_lost, check_quiet, is_refused, pid_from, said_by,
+    Service,
+    check_nothing_lost,
+    is_refused,
+    pid_from,
+    said_by,
 )  # fmt: skip
 
 
@@ -43,11 +46,15 @@ def load(service: Service) -> t.Iterator[KeptLoad]:
 
 
 @contextlib.contextmanager
-def crowd(service: Service, count: int = 24) -> t.Iterator[dict[Client, int]]:
-    """Clients with idle connections, and who has them."""
+def crowd(service: Service) -> t.Iterator[dict[Client, int]]:
+    """Clients with idle connections, a few at least at each worker, and who has them."""
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(service.address)) for _ in range(count)]
-        yield {client: pid_from(client) for client in clients}
+        clients: dict[Client, int] = {}
+        while min(Counter(clients.values())[pid] for pid in service.workers()) < 5:
+            assert len(clients) < 500
+            client = stack.enter_context(Client(service.address))
+            clients[client] = pid_from(client)
+        yield clients
 
 
 def is_stopped(pid: int) -> bool:
@@ -92,7 +99,6 @@ def look(_):
 pages["/look"] = look
 say("sees", look(""), ".")
 """,
-        env={"LISTEN_FDS": "0", "LISTEN_PID": "1"},
     )
     service.reload()
     with Client(service.address) as client:
@@ -175,7 +181,8 @@ def test_killed_worker_is_replaced_at_once(service: Service) -> None:
                 assert client.rest() == b""
             else:
                 assert pid_from(client) == other
-        assert {service.ask() for _ in range(50)} == {other, new}
+        # It has the fewest.
+        assert service.ask() == new
     assert len(service.reload()) == 2
 
 
@@ -209,13 +216,14 @@ def test_worker_that_dies_each_time_is_started_more_and_more_rarely(
     next one stays."""
     service.start()
     victim, other = service.workers()
-    service.write(more, release="bad")
-    os.kill(victim, signal.SIGKILL)
     died = rf"^{service.pid} Worker \d+ {how} after [\d.]+ seconds; another one is started in "
     with crowd(service) as clients:
-        for count, pause in enumerate(("0.5", "1", "2"), 1):
-            service.one.wait_for(rf"{died}{pause} seconds\.", count)
-        assert all(pid_from(client) == other for client in clients)
+        kept = [client for client, pid in clients.items() if pid == other]
+        service.write(more, release="bad")
+        os.kill(victim, signal.SIGKILL)
+        for pause in ("0.5", "1", "2"):
+            service.one.wait_for(rf"{died}{pause} seconds\.")
+        assert all(pid_from(client) == other for client in kept)
         assert seconds_used(service.pid) < 2
         assert len(re.findall("loads bad", service.one.log)) == 3
         if "database" in more:
@@ -225,7 +233,7 @@ def test_worker_that_dies_each_time_is_started_more_and_more_rarely(
         service.write(release="good")
         new = int(service.one.wait_for(r"^(\d+) loads good$")[1])
         service.one.wait_for(rf"^{service.pid} Worker {new} serves\.$")
-        assert all(pid_from(client) == other for client in clients)
+        assert all(pid_from(client) == other for client in kept)
 
 
 def test_worker_told_to_end_is_replaced(service: Service) -> None:
@@ -235,7 +243,7 @@ def test_worker_told_to_end_is_replaced(service: Service) -> None:
         (other,) = set(service.workers()) - {old}
         os.kill(old, signal.SIGTERM)
         service.one.wait_for(
-            rf"^{service.pid} Worker {old} is to be replaced, since it has received SIGTERM; "
+            rf"^{service.pid} Worker {old} is to be replaced: it has received SIGTERM; "
             r"another one is started now\."
         )
         new = int(service.one.wait_for(rf"^{service.pid} Worker (\d+) serves\.$")[1])
@@ -352,7 +360,7 @@ def test_SIGQUIT_cuts_at_once(service: Service) -> None:
 def test_stop_ends_workers_that_are_stuck(service: Service) -> None:
     """One is stopped, another one has a request without end: the first signal gives them
     `hammer_time`, and what does not end by itself is killed."""
-    service.start("import flask_graceful.ending as e", hammer_time=1)
+    service.start(hammer_time=1)
     with service.slow("never") as (slow, busy):
         (other,) = set(service.workers()) - {busy}
         os.kill(other, signal.SIGSTOP)
@@ -410,7 +418,7 @@ def test_terminal_sends_signals_to_all(service: Service) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_all_processes_get_a_signal(service: Service, signum: int) -> None:
-    """As `pkill` sends it, and some service managers do: a stop is a stop, and a reload a reload."""
+    """As `pkill` sends it, and some service managers: a stop is a stop, and a reload a reload."""
     service.start()
     with service.slow("done") as (slow, worker):
         for pid in [*service.workers(), service.pid]:
