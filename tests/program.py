@@ -97,7 +97,7 @@ def is_gone(pid: int) -> bool:
     """Has the process ended? A zombie has."""
     try:
         return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -342,6 +342,22 @@ def test_who_sends_a_large_body_reads_the_answer_before_a_reset(begin: Start) ->
         gate.leave.set()
 
 
+def test_who_is_cut_while_it_sends_leaves_nothing_behind(
+    begin: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread comes back to a connection with much unread, and to a crew that goes home."""
+    monkeypatch.setattr("flask_graceful.wire.MAX_DISCARDS", 1)
+    app = Held(hello)
+    one = begin(app, request_timeout=0.2)
+    with one.connect() as client:
+        client.send(b"POST /held HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n")
+        assert client.response()[0] == 503
+        client.send(bytes(1 << 20))
+        one.server.close()
+        app.gate.leave.set()
+        one.join()
+
+
 def test_who_does_not_leave_is_cut(running: Start) -> None:
     """The application still has the connection, but its client has none any more."""
     gate = Gate()

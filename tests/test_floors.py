@@ -73,6 +73,14 @@ def test_imports_point_down(module: str) -> None:
         assert not outer & IMPURE, outer
 
 
+@pytest.mark.parametrize("module", ["commands", "control", "census"])
+def test_commands_and_what_answers_them_need_no_server(module: str) -> None:
+    needed = {module}
+    while more := {other for one in needed for other in imports(one)[0]} - needed:
+        needed |= more
+    assert not needed & {"server", "connection", "wsgi", "http11", "restart", "loader"}, needed
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_module_fits_a_head_and_functions_a_screen(module: str) -> None:
     text = (PACKAGE / f"{module}.py").read_text()

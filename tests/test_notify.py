@@ -165,6 +165,8 @@ def test_an_address_that_can_not_be_used_is_one_line_of_the_log(
     text = record.getMessage()
     assert "systemd can't be told READY=1: NOTIFY_SOCKET" in text
     assert text.isprintable()
+    if address[0] not in "/@":
+        assert text.endswith("expected a path such as /run/systemd/notify, or @name")
 
 
 def test_a_manager_that_comes_back_is_told(

@@ -78,7 +78,10 @@ def find(pid: int | None) -> list[Found]:
     if denied:
         raise AskError(f"no permission to look into {denied}")
     if pid is None:
-        raise AskError(f"no server is running; looked for its socket in {', '.join(places)}")
+        where = ", ".join(places)
+        raise AskError(
+            f"no server is running; looked for its socket in {where}; --pid finds another user's"
+        )
     if not is_alive(pid):
         raise AskError(f"no process has the pid {pid}")
     raise AskError(f"process {pid} has no control socket in {', '.join(places)}; try --socket PATH")

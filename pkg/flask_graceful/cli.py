@@ -1,4 +1,4 @@
-"""The command: `python -m flask_graceful [flags] module:app`.
+"""The command that serves: `python -m flask_graceful [flags] module:app`.
 
 Owns the flags and the exit statuses. The flags of settings come from the table in `settings`, the
 words for the application are read by `loader`, and `GracefulServer` does the rest: `kill -1`
@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [flags] module:app",
         description="Serve a WSGI application. kill -1 starts the command anew without losing a "
         "request, kill stops it after the requests in flight.",
+        epilog="reload, status, requests and stop ask a server that runs: python -m flask_graceful "
+        "status --help, and so on.",
         # Half a flag would change its meaning with the next one that begins alike.
         allow_abbrev=False,
     )

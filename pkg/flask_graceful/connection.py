@@ -64,6 +64,7 @@ class Connection(Owned):
         "_began",
         "_exchange",
         "_hijacker",
+        "_is_aborted",
         "_stays_until",
         "accepted",
         "origin",
@@ -87,6 +88,7 @@ class Connection(Owned):
         self._hijacker: Hijacker | None = Hijacker(self._hand_over)
         # Until when it is kept though it is idle and what is idle is to go.
         self._stays_until = 0.0
+        self._is_aborted = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer_name()} {self.state}>"
@@ -145,6 +147,7 @@ class Connection(Owned):
         if self.state >= ConnState.HIJACKED:
             return
         # First, so that an owner who looks again finds the end.
+        self._is_aborted = True
         self._wire.cut()
         if self._claim_or_note():
             try:
@@ -394,7 +397,8 @@ class Connection(Owned):
 
     def _linger(self) -> None:
         """Discard what comes, a bounded part at a time, until the client closes too."""
-        has_more = self._wire.discard()
+        # What came before a cut is still there, and nobody may be left to take the rest of it.
+        has_more = self._wire.discard() and not self._is_aborted
         if has_more is None:
             self._park()
         elif has_more:

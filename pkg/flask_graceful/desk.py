@@ -110,7 +110,11 @@ class Desk:
     # The commands.
 
     def reload(self, answer: Answer) -> None:
-        self._life.restart(Waiting(self, [answer]))
+        self._restart([answer])
+
+    def _restart(self, answers: list[Answer]) -> None:
+        log.info("%d Told to restart. forking.", os.getpid())
+        self._succession.restart(Waiting(self, answers), can_wait=True)
 
     def status(self, answer: Answer) -> None:
         own = self._census()
@@ -172,8 +176,6 @@ class Desk:
 
     def adopt(self, record: Record) -> None:
         """Carry out the restart that another process was asked for."""
-        log.info("%d Told to restart. forking.", os.getpid())
         outputs = record.data.get("waiting", [])
         pairs = zip(record.fds, outputs, strict=False)
-        answers = [self._control.adopt(fd, output) for fd, output in pairs]
-        self._succession.restart(Waiting(self, answers))
+        self._restart([self._control.adopt(fd, output) for fd, output in pairs])

@@ -86,10 +86,11 @@ class Succession(Departures):
 
     # The boot.
 
-    def restart(self, tell: Tell) -> None:
+    def restart(self, tell: Tell, can_wait: bool = False) -> None:
         """Start a successor, or have it started when that is possible.
 
         :param tell: takes the reason when there will be none now, "" when it has taken over.
+        :param can_wait: when it is not possible now, it is told how that ends which follows.
         """
         if self.successor is not None and self.has_relief and not self._life.is_stopping:
             # This process is on its way out, or about to be; who serves now is the one to restart.
@@ -106,7 +107,10 @@ class Succession(Departures):
         elif self.successor is not None:
             log.info("%d A restart is under way; another one follows it.", os.getpid())
             self._wants_restart = True
-            self._followers.append(tell)
+            if can_wait:
+                self._followers.append(tell)
+            else:
+                tell("a restart is under way; another one follows it")
         else:
             self._spawn(tell)
 
