@@ -273,24 +273,25 @@ class Supervisor:
         # Some may have died meanwhile.
         self._replacement.replace()
 
-    def on_failure(self, reason: str, quotation: str) -> None:
-        """The new workers do not come to serve.
+    def on_failed_start(self, reason: str, quotation: str) -> None:
+        """The first workers do not come to serve: that is the end.
 
         :param quotation: what they have printed, to be shown below.
         """
-        if self.team.generation > 1 or self.is_stopping:
-            new = [one for one in self.team.workers if one.generation == self.team.generation]
-            is_mixed = any(one.duty is Duty.SERVING for one in new)
-            what = "what has taken over stays" if is_mixed else "nothing has changed"
-            log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
-            if not self.is_stopping:
-                self.notifier.ready(f"Reload failed: {reason}")
-            self.team.tell(Duty.SERVING, {"refused": reason})
-            self._replacement.replace()
-        else:
-            log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
-            self._exit_status = 1
-            self.ending.is_begun = True
+        log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
+        self._exit_status = 1
+        self.ending.is_begun = True
+
+    def on_failure(self, reason: str, what: str, quotation: str) -> None:
+        """New workers do not come to serve, in place of older ones.
+
+        :param what: what this means.
+        """
+        log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
+        if not self.is_stopping:
+            self.notifier.ready(f"Reload failed: {reason}")
+        self.team.tell(Duty.SERVING, {"refused": reason})
+        self._replacement.replace()
 
     def _limit_generations(self) -> None:
         """The oldest workers cut what they have when there are too many generations of them."""
