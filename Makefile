@@ -1,7 +1,7 @@
 # make run   set up, create the database, serve on port 8000
 # make test  set up and run the tests
 # make check style and types
-# make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw of them
+# make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw; 100 reloads
 # make bench-workers  what a second worker brings; needs wrk
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
@@ -28,6 +28,7 @@ PACE = 1.5
 soak: $(VENV)/.dev
 	UNNOTICED_RESTARTS=$(RESTARTS) UNNOTICED_PACE=$(PACE) $(BIN)/python -m pytest -s \
 		"tests/test_unnoticed.py::test_no_client_notices_a_restart[tcp]" $(ARGS)
+	ENDURED_RELOADS=100 $(BIN)/python -m pytest -s tests/test_endurance.py -k reloads $(ARGS)
 
 # The peers have an environment of their own.
 BENCH = .venv-bench

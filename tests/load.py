@@ -83,6 +83,7 @@ class Load(_Clients):
     :param total: so many requests and no more.
     :param until_gone: a client whose connection does not come about has nothing to ask any more:
         it ends, and is counted in `turned_away`. A failure else.
+    :param pause: seconds that a client waits between two requests.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class Load(_Clients):
         total: int | None = None,
         connect: Connect = Client,
         until_gone: bool = False,
+        pause: float = 0.0,
     ) -> None:
         super().__init__(address, clients, connect)
         self.turned_away = 0
+        self._pause = pause
         self._path = path
         self._left = total
         self._until_gone = until_gone
@@ -128,6 +131,8 @@ class Load(_Clients):
             except OSError as error:
                 failure = _text(error)
             self._note(answer, failure, time.monotonic() - began)
+            if self._pause:
+                self._stop.wait(self._pause)
 
 
 class KeptLoad(_Clients):

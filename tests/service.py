@@ -154,13 +154,17 @@ class Service:
         """All that run: the supervisor, its workers, and whatever they started."""
         return {pid for pid, _, state in session(self.pid) if state != "Z"}
 
-    def check_over(self, status: int = 0) -> None:
-        """It ends with this status; no process of it and no listener is left."""
+    def check_over(self, status: int = 0, is_quiet: bool = True) -> None:
+        """It ends with this status; no process of it and no listener is left.
+
+        :param is_quiet: nothing went wrong inside.
+        """
         assert self.one.process.wait(20) == status, self.one.log
         wait_until(lambda: not self.processes(), "the end of all processes")
-        if re.search(r"Serving HTTP on \[::\]", self.one.log):
+        if re.search(r"Serving HTTP on \[::\]:\d", self.one.log):
             assert is_refused(self.port)
-        check_quiet(self.one)
+        if is_quiet:
+            check_quiet(self.one)
 
 
 def check_quiet(one: Live) -> None:

@@ -1,4 +1,4 @@
-"""A hundred restarts in a row, and ten thousand connections in one."""
+"""A hundred restarts in a row, many reloads, and ten thousand connections in one restart."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Live, wait_until
+from load import KeptLoad
+from service import Service, check_nothing_lost
 from steady import Crowd, Fresh, Program, Steady, generation, is_gone, restart
 
 
@@ -99,6 +101,41 @@ def test_a_hundred_restarts_under_load_leave_nothing_behind(
     print(f"a restart took {usual:.3f} s, {longest:.3f} s at most; {memory} KiB; {found[1]}")
     assert found[0] == found[1]
     assert found[1].processes == 1 and found[1].zombies == 0
+    assert abs(memory[1] - memory[0]) < memory[0] * 0.05
+
+
+# How many reloads the supervisor is to bear; a hundred with `make soak`.
+RELOADS = int(os.environ.get("ENDURED_RELOADS", 30))
+
+
+@pytest.mark.timeout(120 + 5 * RELOADS)
+def test_many_reloads_leave_nothing_behind(tmp_path: Path, live: t.Callable[..., Live]) -> None:
+    """After 10 and after all of them the supervisor has the same descriptors, threads, children and
+    memory, and so has the service with its two workers."""
+    (tmp_path / "here").mkdir()
+    service = Service(tmp_path / "here", live)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    service.start(pid_file="pid", env={"TMPDIR": str(temporary)})
+    found: list[Traces] = []
+    memory: list[int] = []
+    with Crowd(service.port, 20) as crowd:
+        for last in (10, RELOADS):
+            with KeptLoad(service.port, [0.02] * 4) as kept:
+                while service.generations() < last:
+                    service.reload()
+                kept.stop()
+            check_nothing_lost(kept)
+            workers = service.reload()
+            assert service.processes() == {service.pid, *workers}
+            found.append(Traces.of(service.one, service.pid, (service.directory, temporary)))
+            memory.append(status(service.pid, "VmRSS"))
+            assert (service.directory / "pid").read_text() == f"{service.pid}\n"
+            assert set(crowd.ask()) <= set(workers)
+            assert not crowd.broken
+    print(f"{memory} KiB; {found[1]}")
+    assert found[0] == found[1]
+    assert found[1].processes == 3 and found[1].zombies == 0 and found[1].threads == 1
     assert abs(memory[1] - memory[0]) < memory[0] * 0.05
 
 

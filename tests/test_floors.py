@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,17 @@ def test_commands_and_what_answers_them_need_no_server(module: str) -> None:
     while more := {other for one in needed for other in imports(one)[0]} - needed:
         needed |= more
     assert not needed & {"server", "connection", "wsgi", "http11", "restart", "loader"}, needed
+
+
+def test_supervisor_imports_nothing_that_serves() -> None:
+    """In fact, and not only by the words in its modules."""
+    code = "import sys, flask_graceful.supervisor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "flask_graceful.supervisor" in loaded
+    for name in ("server", "connection", "wsgi", "http11", "restart", "worker", "crew", "tls"):
+        assert f"flask_graceful.{name}" not in loaded
+    assert not loaded & {"flask", "werkzeug", "click", "httptools", "ssl", "asyncio"}
 
 
 @pytest.mark.parametrize("module", MODULES)

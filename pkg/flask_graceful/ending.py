@@ -129,6 +129,8 @@ class Ending:
         for worker in self._team.on(Duty.SERVING, Duty.DRAINING):
             worker.duty = Duty.DRAINING
             worker.say({"stop": self._time})
+        # Theirs are closed when the queues are empty; then clients are refused, and try elsewhere.
+        self._team.close()
         # They have the same limit; this one is for those that do not keep it.
         limit = self._team.settings["hammer_time"] if self._time is None else self._time
         self._loop.set(self._kill_timer, limit and limit + KILL_TIME)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import typing as t
 
@@ -38,6 +39,10 @@ def check_workers(servers: t.Sequence[GracefulServer]) -> None:
             raise ValueError(
                 "workers: their supervisor handles signals; handle_signals=False can't be"
             )
+        if server.restart_signal != getattr(signal, "SIGHUP", None):
+            raise ValueError(
+                "workers: their supervisor restarts on SIGHUP; leave restart_signal out"
+            )
         if server.heirlooms.fds():
             raise ValueError("workers: add_file() hands files to one successor only; use workers=0")
 
@@ -62,7 +67,6 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
         "team": {
             "command": list(OWN),
             "generation": 0,
-            "has_served": False,
             "count": servers[0].settings.workers,
             "settings": settings,
             "listeners": [

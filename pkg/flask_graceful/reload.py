@@ -196,7 +196,6 @@ class Reload:
         self._turnover = None
         self._loop.cancel(self._timer)
         serving = self._team.on(Duty.SERVING)
-        self._team.has_served = True
         self._team.count = turnover.count
         self._team.settings = serving[-1].wishes["settings"]
         pids = [worker.pid for worker in serving]
@@ -207,8 +206,15 @@ class Reload:
         self.follow_up()
 
     def _fail(self, reason: str, lines: t.Sequence[str] = (), is_seen: bool = False) -> None:
+        turnover = self._turnover
         self._drop()
-        self._supervisor.on_failure(reason, quoted([] if is_seen else lines))
+        quotation = quoted([] if is_seen else lines)
+        if turnover is not None and turnover.is_start:
+            self._supervisor.on_failed_start(reason, quotation)
+        else:
+            is_mixed = turnover is not None and turnover.has_begun()
+            what = "what has taken over stays" if is_mixed else "nothing has changed"
+            self._supervisor.on_failure(reason, what, quotation)
         waiting, self.waiting = self.waiting, []
         for outcome in waiting:
             outcome.error(reason, lines)

@@ -21,7 +21,7 @@ import typing as t
 from functools import partial
 
 from . import reexec
-from .child import how_it_ended
+from .child import END_TIME, how_it_ended
 from .control import ControlError
 from .ending import KILL_TIME, Ending
 from .loop import Loop, Timer
@@ -170,13 +170,17 @@ class Supervisor:
             self.loop.rearm(worker.channel)
             return
         self.loop.unwatch(worker.channel.fileno())
-        self._reap()
-        if worker in self.team.workers:
-            # Other threads of it may live on, for a time.
-            self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
-            if worker.duty is Duty.SERVING:
-                worker.duty = Duty.DRAINING
-                self._replacement.on_death(worker, "has ended its service")
+        # How it has ended is known in a moment.
+        worker.end_timer.func = partial(self._on_silence, worker)
+        self.loop.set(worker.end_timer, END_TIME)
+
+    def _on_silence(self, worker: Worker) -> None:
+        """A worker has closed its channel, and lives: other threads of it do, for a time."""
+        worker.end_timer.func = worker.kill
+        self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
+        if worker.duty is Duty.SERVING:
+            worker.duty = Duty.DRAINING
+            self._replacement.on_death(worker, "has ended its service")
 
     def _heed_all(self, worker: Worker) -> None:
         for said in worker.take_said():
@@ -269,24 +273,25 @@ class Supervisor:
         # Some may have died meanwhile.
         self._replacement.replace()
 
-    def on_failure(self, reason: str, quotation: str) -> None:
-        """The new workers do not come to serve.
+    def on_failed_start(self, reason: str, quotation: str) -> None:
+        """The first workers do not come to serve: that is the end.
 
         :param quotation: what they have printed, to be shown below.
         """
-        if self.team.has_served or self.is_stopping:
-            new = [one for one in self.team.workers if one.generation == self.team.generation]
-            is_mixed = any(one.duty is Duty.SERVING for one in new)
-            what = "what has taken over stays" if is_mixed else "nothing has changed"
-            log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
-            if not self.is_stopping:
-                self.notifier.ready(f"Reload failed: {reason}")
-            self.team.tell(Duty.SERVING, {"refused": reason})
-            self._replacement.replace()
-        else:
-            log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
-            self._exit_status = 1
-            self.ending.is_begun = True
+        log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
+        self._exit_status = 1
+        self.ending.is_begun = True
+
+    def on_failure(self, reason: str, what: str, quotation: str) -> None:
+        """New workers do not come to serve, in place of older ones.
+
+        :param what: what this means.
+        """
+        log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
+        if not self.is_stopping:
+            self.notifier.ready(f"Reload failed: {reason}")
+        self.team.tell(Duty.SERVING, {"refused": reason})
+        self._replacement.replace()
 
     def _limit_generations(self) -> None:
         """The oldest workers cut what they have when there are too many generations of them."""

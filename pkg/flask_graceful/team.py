@@ -40,8 +40,6 @@ class Team:
         self.command = Command(*state["command"])
         # Counted by reloads.
         self.generation: int = state["generation"]
-        # Has one of them come to serve?
-        self.has_served: bool = state["has_served"]
         # How many workers there are to be: as the code has it, and as signals have changed it.
         self.count: int = state["count"]
         # Those of the code that serves.
@@ -164,7 +162,6 @@ class Team:
         return {
             "command": list(self.command),
             "generation": self.generation,
-            "has_served": self.has_served,
             "count": self.count,
             "settings": self.settings,
             "listeners": [

@@ -37,6 +37,15 @@ class Turnover:
         """Would it fail without this one?"""
         return worker in self.new and worker.duty in (Duty.BOOTING, Duty.READY)
 
+    @property
+    def is_start(self) -> bool:
+        """Has nothing served before?"""
+        return self.generation == 1
+
+    def has_begun(self) -> bool:
+        """Do some of the new workers serve?"""
+        return bool(self._serving())
+
     def is_over(self) -> bool:
         """Do the new workers serve, as many as there are to be, and no old one?"""
         return len(self._serving()) >= self.count and not self._present()
