@@ -23,7 +23,7 @@ from conftest import ROOT, Client, Live, wait_until
 from load import KeptLoad, Load
 
 # Workers, and rounds in which each instance is restarted, and stopped and started.
-ROUNDS = [(2, 10), (0, 3)]
+ROUNDS = [(2, int(os.environ.get("PROXY_ROUNDS", "3"))), (0, 2)]
 # As docs/deploy.md has them for these proxies; nginx has no use for shutdown_delay.
 TIMES = {
     "nginx": ["--idle-grace", "3"],
