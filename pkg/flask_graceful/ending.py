@@ -84,6 +84,7 @@ class Ending:
             log.info("%d Not stopped: %s.", os.getpid(), reason)
             for refused in stoppers:
                 refused(reason)
+            self._supervisor.reload.go_on()
             return
         self._time = timeout
         self._begin()

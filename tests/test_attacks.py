@@ -1,0 +1,73 @@
+"""Moments and manners that nobody plans for: signals in the middle of a change of programs, workers
+that hang, directories that vanish. Whatever it is, the service serves or ends as it was told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import typing as t
+from pathlib import Path
+
+import pytest
+from conftest import Client, Live, wait_until
+from program import children
+from service import Service
+
+
+@pytest.fixture
+def service(tmp_path: Path, live: t.Callable[..., Live]) -> Service:
+    return Service(tmp_path, live)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+# A supervisor that changes its program.
+
+
+def wait_for_end_of_trial(service: Service, known: set[int]) -> None:
+    """Return when the trial of the new program has ended, or a moment later: the program is about
+    to be replaced. Nothing but a busy loop is quick enough."""
+    while not (trials := set(children(service.pid)) - known):
+        pass
+    while state_of(min(trials)) not in ("Z", ""):
+        pass
+
+
+def test_no_signal_is_lost_when_the_program_is_replaced(service: Service) -> None:
+    service.start(workers=1)
+    for sent in range(1, 13):
+        known = set(children(service.pid))
+        service.signal(signal.SIGHUP)
+        wait_for_end_of_trial(service, known)
+        for _ in range(sent * 800):
+            # Each time a little later.
+            pass
+        service.signal(signal.SIGUSR1)
+        service.workers(sent + 1)
+        wait_until(lambda n=sent: service.one.log.count("Received SIGUSR1.") == n, "the signal")
+
+
+@pytest.mark.parametrize("is_refused_", [False, True])
+def test_a_stop_that_is_being_considered_is_not_forgotten(
+    service: Service, is_refused_: bool
+) -> None:
+    """The program is not replaced before the hook has answered."""
+    hook = "server.before_shutdown(lambda: say('considers') or wait_for('go') or {})"
+    wait = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
+    service.start(wait + hook.format(not is_refused_))
+    known = set(children(service.pid))
+    service.signal(signal.SIGHUP)
+    service.signal(signal.SIGTERM)
+    service.one.wait_for("considers")
+    wait_until(lambda: set(children(service.pid)) == known, "the end of the trial")
+    service.let_go("go")
+    if is_refused_:
+        service.workers(2)
+        service.let_go("go")
+    else:
+        service.check_over()
