@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import typing as t
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from conftest import Client, Live, wait_until
 from program import children
 from service import Service
+
+WAIT = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
 
 
 @pytest.fixture
@@ -58,8 +61,7 @@ def test_a_stop_that_is_being_considered_is_not_forgotten(
 ) -> None:
     """The program is not replaced before the hook has answered."""
     hook = "server.before_shutdown(lambda: say('considers') or wait_for('go') or {})"
-    wait = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
-    service.start(wait + hook.format(not is_refused_))
+    service.start(WAIT + hook.format(not is_refused_))
     known = set(children(service.pid))
     service.signal(signal.SIGHUP)
     service.signal(signal.SIGTERM)
@@ -71,3 +73,38 @@ def test_a_stop_that_is_being_considered_is_not_forgotten(
         service.let_go("go")
     else:
         service.check_over()
+
+
+# Stops.
+
+
+def test_who_hangs_gains_no_time_by_more_signals(service: Service) -> None:
+    """A worker that does not listen is killed 5 s after the first signal that is to hurry it."""
+    service.start()
+    os.kill(service.workers()[0], signal.SIGSTOP)
+    service.signal(signal.SIGTERM)
+    began = time.monotonic()
+    while service.one.process.poll() is None and time.monotonic() < began + 15:
+        service.signal(signal.SIGTERM)
+        time.sleep(0.5)
+    assert 4 < time.monotonic() - began < 10
+    # The last one may meet a program that has put its handlers away.
+    assert service.one.process.wait() in (0, -signal.SIGTERM)
+
+
+def test_an_answer_that_comes_too_late_changes_nothing(service: Service) -> None:
+    """Whether the service may stop is not asked any more once SIGQUIT has come."""
+    hook = "server.before_shutdown(lambda: say('considers') or wait_for('go'))"
+    service.start(WAIT + hook, workers=3)
+    # The first one is asked.
+    hanging = service.workers()[-1]
+    os.kill(hanging, signal.SIGSTOP)
+    service.signal(signal.SIGTERM)
+    service.one.wait_for("considers")
+    service.signal(signal.SIGQUIT)
+    began = time.monotonic()
+    service.one.wait_for("Hammer Time")
+    service.let_go("go")
+    service.check_over()
+    assert time.monotonic() - began < 10
+    assert service.one.log.count("Waiting for workers to finish") == 1

@@ -64,9 +64,7 @@ class Reload:
 
     @property
     def is_under_way(self) -> bool:
-        return bool(
-            self.consent.is_awaited or self._trial or self._is_tried or self._turnover
-        )
+        return bool(self.consent.is_awaited or self._trial or self._is_tried or self._turnover)
 
     @property
     def turnover(self) -> Turnover | None:
