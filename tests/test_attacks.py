@@ -4,7 +4,9 @@ that hang, directories that vanish. Whatever it is, the service serves or ends a
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import time
 import typing as t
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Client, Live, wait_until
 from program import children
-from service import Service
+from service import Service, is_refused
 
 WAIT = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
 
@@ -108,3 +110,35 @@ def test_an_answer_that_comes_too_late_changes_nothing(service: Service) -> None
     service.check_over()
     assert time.monotonic() - began < 10
     assert service.one.log.count("Waiting for workers to finish") == 1
+
+
+# Reloads.
+
+
+def test_a_reload_that_fails_leaves_no_listener_behind(service: Service) -> None:
+    service.start()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service.write("server.before_begin(lambda addr: 1 / 0)", addr=f"127.0.0.1:{port}")
+    service.signal(signal.SIGHUP)
+    service.one.wait_for("Reload failed")
+    wait_until(lambda: is_refused(port), "the end of the new listener")
+    assert service.ask() in service.workers()
+    # Somebody else may have it, and the same code when it is mended.
+    service.write(addr=f"127.0.0.1:{port}")
+    service.reload()
+    with Client(("127.0.0.1", port)) as client:
+        assert client.get()[0] == 200
+
+
+def test_a_control_socket_that_has_lost_its_directory_ends_no_service(service: Service) -> None:
+    place = service.directory / "control"
+    place.mkdir()
+    service.start(control_socket=str(place / "socket"))
+    shutil.rmtree(place)
+    service.reload()
+    service.one.wait_for(rf"control socket {place}/socket: No such file")
+    place.mkdir()
+    service.reload()
+    assert (place / "socket").is_socket()

@@ -235,6 +235,9 @@ class Reload:
             trial.close(1)
         if turnover is not None:
             give_up(turnover.booting())
+            if self._team.on(Duty.SERVING):
+                # What only the new ones wanted.
+                self._team.close_unused()
 
     def _on_timeout(self) -> None:
         if self._trial is not None:
