@@ -44,8 +44,8 @@ class Ending:
         self.consent = Consent(self._team, self._loop, "stop")
         # Has it begun?
         self.is_begun = False
-        # Were the workers told so?
-        self._is_told = False
+        # Were the workers told so, and told to hurry?
+        self._is_told = self._is_hurried = False
         # Who asks for it, and may be refused.
         self._stoppers: list[Tell] = []
         # Seconds that requests get, instead of `hammer_time`.
@@ -84,6 +84,7 @@ class Ending:
             log.info("%d Not stopped: %s.", os.getpid(), reason)
             for refused in stoppers:
                 refused(reason)
+            self._supervisor.reload.go_on()
             return
         self._time = timeout
         self._begin()
@@ -98,7 +99,7 @@ class Ending:
     def limit(self, timeout: float) -> None:
         """Requests in flight get so many seconds from now on; 0: any time."""
         self._time = timeout
-        if self._is_told:
+        if self._is_told and not self._is_hurried:
             self._team.tell(Duty.DRAINING, {"limit": timeout})
             self._loop.cancel(self._kill_timer)
             self._loop.set(self._kill_timer, timeout and timeout + KILL_TIME)
@@ -114,6 +115,7 @@ class Ending:
         if self.is_begun:
             return
         self.is_begun = True
+        self.consent.forget()
         self._notifier.stopping("Stopping")
         self._supervisor.reload.give_up()
         give_up(self._team.on(Duty.BOOTING, Duty.READY))
@@ -136,6 +138,10 @@ class Ending:
         self._loop.set(self._kill_timer, limit and limit + KILL_TIME)
 
     def _hammer(self) -> None:
+        if self._is_hurried:
+            # Who hangs is not to gain time by it.
+            return
+        self._is_hurried = True
         log.warning("%d [STOP - Hammer Time] Forcefully shutting down workers", os.getpid())
         self._team.tell(Duty.DRAINING, {"hammer": True})
         self._loop.cancel(self._kill_timer)

@@ -41,6 +41,7 @@ class Office:
         self.on_answer = self._inquiries.on_answer
         self.on_death = self._inquiries.on_death
         self._control = Control(supervisor.loop, self, record)
+        self._is_first = record is None
         self.record = self._control.record
         self.fds = self._control.fds
         # Those who wait for the reload that the program before this one has begun.
@@ -52,14 +53,17 @@ class Office:
     def open(self) -> None:
         """Let those in who ask.
 
-        :raises ControlError: the socket can't be where the setting says.
+        :raises ControlError: the socket of a service that starts can't be where the setting says.
         """
-        self._control.open(self._team.settings["control_socket"])
+        if self._is_first:
+            self._control.open(self._team.settings["control_socket"])
+        else:
+            self.open_again()
 
     def open_again(self) -> None:
         """The same when new code serves, which may want it elsewhere."""
         try:
-            self.open()
+            self._control.open(self._team.settings["control_socket"])
         except ControlError as error:
             # The service is to go on.
             log.error("%d %s", os.getpid(), error)

@@ -393,6 +393,12 @@ class Signals:
         """The signals that came since the last call, in their order."""
         return [number for number in self._waker.drain() if number in self._numbers]
 
+    def send_again(self) -> None:
+        """Have those that nobody has read come once more. While they are blocked, they wait for
+        the program that takes this one's place."""
+        for number in self.read():
+            os.kill(os.getpid(), number)
+
 
 def _noted(signum: int, frame: object) -> None:
     """The wake-up descriptor has the signal's number; there is nothing to do in its frame."""

@@ -24,6 +24,7 @@ from .output import MAX_LINES
 
 if t.TYPE_CHECKING:
     from .command import Command
+    from .poller import Signals
 
 MODULE = "flask_graceful.supervisor"
 VERSION = "1"
@@ -83,10 +84,12 @@ def execute(
     state: dict[str, t.Any],
     fds: t.Iterable[int],
     environ: t.Mapping[str, str] = os.environ,
+    signals: Signals | None = None,
 ) -> t.NoReturn:
     """Become the supervisor's program.
 
     :param fds: the descriptors that the state names.
+    :param signals: where some may wait that nobody has seen to.
     :raises OSError: it can't be run; everything is as before.
     """
     with tempfile.TemporaryFile() as file:
@@ -102,6 +105,8 @@ def execute(
             for fd in kept:
                 os.set_inheritable(fd, True)
             os.chdir(worker.directory)
+            if signals is not None:
+                signals.send_again()
             os.execve(words[0], words, variables)
         finally:
             # Only when it failed.

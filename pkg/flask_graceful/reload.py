@@ -56,13 +56,15 @@ class Reload:
         self._is_wanted = False
         self.consent = Consent(self._team, self._loop, "restart")
         self._trial: reexec.Trial | None = None
+        # Has it shown that the program can be run?
+        self._is_tried = False
         self._turnover: Turnover | None = None
         self._old: list[int] = []
         self._timer = Timer(self._on_timeout)
 
     @property
     def is_under_way(self) -> bool:
-        return bool(self.consent.is_awaited or self._trial or self._turnover)
+        return bool(self.consent.is_awaited or self._trial or self._is_tried or self._turnover)
 
     @property
     def turnover(self) -> Turnover | None:
@@ -124,9 +126,17 @@ class Reload:
             how = how_it_ended(status)
             self._fail(f"the supervisor's program can't be run; its trial {how}", lines)
         else:
-            self._execute()
+            self._is_tried = True
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Replace the program when it can be; to be called again when a stop was refused."""
+        # Not in the middle of what else has come: that would be lost with this program.
+        self._loop.post(self._execute)
 
     def _execute(self) -> None:
+        if not self._is_tried or self._supervisor.ending.consent.is_awaited:
+            return
         stuck = [one for one in self._team.workers if one.channel.has_output]
         for worker in stuck:
             # Half a record would be lost with this program.
@@ -135,7 +145,7 @@ class Reload:
             worker.duty = Duty.DRAINING
         state, fds = self._supervisor.record()
         try:
-            reexec.execute(self._team.command, state, fds)
+            reexec.execute(self._team.command, state, fds, signals=self._supervisor.signals)
         except OSError as error:
             self._fail(f"can't run the supervisor's program: {error}")
 
@@ -224,6 +234,7 @@ class Reload:
         """End what was begun and has not come to serve."""
         turnover, self._turnover = self._turnover, None
         trial, self._trial = self._trial, None
+        self._is_tried = False
         self.consent.forget()
         self._loop.cancel(self._timer)
         if trial is not None:
@@ -231,6 +242,9 @@ class Reload:
             trial.close(1)
         if turnover is not None:
             give_up(turnover.booting())
+            if self._team.on(Duty.SERVING):
+                # What only the new ones wanted.
+                self._team.close_unused()
 
     def _on_timeout(self) -> None:
         if self._trial is not None:

@@ -55,6 +55,7 @@ class Supervisor:
 
     def __init__(self, state: dict[str, t.Any]) -> None:
         self.loop = Loop()
+        self.signals = Signals(SIGNALS)
         self.team = Team(state["team"])
         self.notifier = Notifier(state["notify"])
         self._origin = Origin(*state["origin"])
@@ -99,8 +100,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal ends it; the exit status."""
-        with Signals(SIGNALS) as signals:
-            self.loop.watch(signals.fileno(), lambda: self._on_signals(signals))
+        with self.signals:
+            self.loop.watch(self.signals.fileno(), self._on_signals)
             reexec.unblock_signals()
             self._streams.restore()
             self._streams.watch(self.loop)
@@ -124,8 +125,8 @@ class Supervisor:
 
     # Signals.
 
-    def _on_signals(self, signals: Signals) -> None:
-        for signum in signals.read():
+    def _on_signals(self) -> None:
+        for signum in self.signals.read():
             try:
                 self._act(SIGNALS[signum], signum)
             except Exception:

@@ -1,0 +1,144 @@
+"""Moments and manners that nobody plans for: signals in the middle of a change of programs, workers
+that hang, directories that vanish. Whatever it is, the service serves or ends as it was told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+from conftest import Client, Live, wait_until
+from program import children
+from service import Service, is_refused
+
+WAIT = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
+
+
+@pytest.fixture
+def service(tmp_path: Path, live: t.Callable[..., Live]) -> Service:
+    return Service(tmp_path, live)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+# A supervisor that changes its program.
+
+
+def wait_for_end_of_trial(service: Service, known: set[int]) -> None:
+    """Return when the trial of the new program has ended, or a moment later: the program is about
+    to be replaced. Nothing but a busy loop is quick enough."""
+    while not (trials := set(children(service.pid)) - known):
+        pass
+    while state_of(min(trials)) not in ("Z", ""):
+        pass
+
+
+def test_no_signal_is_lost_when_the_program_is_replaced(service: Service) -> None:
+    service.start(workers=1)
+    for sent in range(1, 13):
+        known = set(children(service.pid))
+        service.signal(signal.SIGHUP)
+        wait_for_end_of_trial(service, known)
+        for _ in range(sent * 800):
+            # Each time a little later.
+            pass
+        service.signal(signal.SIGUSR1)
+        service.workers(sent + 1)
+        wait_until(lambda n=sent: service.one.log.count("Received SIGUSR1.") == n, "the signal")
+
+
+@pytest.mark.parametrize("is_refused_", [False, True])
+def test_a_stop_that_is_being_considered_is_not_forgotten(
+    service: Service, is_refused_: bool
+) -> None:
+    """The program is not replaced before the hook has answered."""
+    hook = "server.before_shutdown(lambda: say('considers') or wait_for('go') or {})"
+    service.start(WAIT + hook.format(not is_refused_))
+    known = set(children(service.pid))
+    service.signal(signal.SIGHUP)
+    service.signal(signal.SIGTERM)
+    service.one.wait_for("considers")
+    wait_until(lambda: set(children(service.pid)) == known, "the end of the trial")
+    service.let_go("go")
+    if is_refused_:
+        service.workers(2)
+        service.let_go("go")
+    else:
+        service.check_over()
+
+
+# Stops.
+
+
+def test_who_hangs_gains_no_time_by_more_signals(service: Service) -> None:
+    """A worker that does not listen is killed 5 s after the first signal that is to hurry it."""
+    service.start()
+    os.kill(service.workers()[0], signal.SIGSTOP)
+    service.signal(signal.SIGTERM)
+    began = time.monotonic()
+    while service.one.process.poll() is None and time.monotonic() < began + 15:
+        service.signal(signal.SIGTERM)
+        time.sleep(0.5)
+    assert 4 < time.monotonic() - began < 10
+    # The last one may meet a program that has put its handlers away.
+    assert service.one.process.wait() in (0, -signal.SIGTERM)
+
+
+def test_an_answer_that_comes_too_late_changes_nothing(service: Service) -> None:
+    """Whether the service may stop is not asked any more once SIGQUIT has come."""
+    hook = "server.before_shutdown(lambda: say('considers') or wait_for('go'))"
+    service.start(WAIT + hook, workers=3)
+    # The first one is asked.
+    hanging = service.workers()[-1]
+    os.kill(hanging, signal.SIGSTOP)
+    service.signal(signal.SIGTERM)
+    service.one.wait_for("considers")
+    service.signal(signal.SIGQUIT)
+    began = time.monotonic()
+    service.one.wait_for("Hammer Time")
+    service.let_go("go")
+    service.check_over()
+    assert time.monotonic() - began < 10
+    assert service.one.log.count("Waiting for workers to finish") == 1
+
+
+# Reloads.
+
+
+def test_a_reload_that_fails_leaves_no_listener_behind(service: Service) -> None:
+    service.start()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service.write("server.before_begin(lambda addr: 1 / 0)", addr=f"127.0.0.1:{port}")
+    service.signal(signal.SIGHUP)
+    service.one.wait_for("Reload failed")
+    wait_until(lambda: is_refused(port), "the end of the new listener")
+    assert service.ask() in service.workers()
+    # Somebody else may have it, and the same code when it is mended.
+    service.write(addr=f"127.0.0.1:{port}")
+    service.reload()
+    with Client(("127.0.0.1", port)) as client:
+        assert client.get()[0] == 200
+
+
+def test_a_control_socket_that_has_lost_its_directory_ends_no_service(service: Service) -> None:
+    place = service.directory / "control"
+    place.mkdir()
+    service.start(control_socket=str(place / "socket"))
+    shutil.rmtree(place)
+    service.reload()
+    service.one.wait_for(rf"control socket {place}/socket: No such file")
+    place.mkdir()
+    service.reload()
+    assert (place / "socket").is_socket()
