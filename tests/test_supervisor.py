@@ -324,7 +324,7 @@ def test_stop_waits_for_requests(service: Service, signum: int) -> None:
     with service.slow("done") as (slow, worker), Client(service.address) as idle:
         assert pid_from(idle)
         service.signal(signum)
-        service.one.wait_for(f"^{worker} Waiting for connections")
+        service.one.wait_for(r"^\d+ Waiting for connections", 2)
         # A late request is served, and told that it is the last one.
         code, headers, _ = idle.get()
         assert (code, headers["connection"]) == (200, "close")
