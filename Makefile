@@ -2,6 +2,7 @@
 # make test  set up and run the tests
 # make check style and types
 # make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw; 100 reloads
+# make proxies  ten rounds of restarts and stops behind nginx and HAProxy
 # make bench-workers  what a second worker brings; needs wrk
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check soak bench bench-workers clean
+.PHONY: run test check soak proxies bench bench-workers clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -29,6 +30,9 @@ soak: $(VENV)/.dev
 	UNNOTICED_RESTARTS=$(RESTARTS) UNNOTICED_PACE=$(PACE) $(BIN)/python -m pytest -s \
 		"tests/test_unnoticed.py::test_no_client_notices_a_restart[tcp]" $(ARGS)
 	ENDURED_RELOADS=100 $(BIN)/python -m pytest -s tests/test_endurance.py -k reloads $(ARGS)
+
+proxies: $(VENV)/.dev
+	PROXY_ROUNDS=10 REQUIRE_PROXIES=1 $(BIN)/python -m pytest -s tests/test_proxies.py $(ARGS)
 
 # The peers have an environment of their own.
 BENCH = .venv-bench

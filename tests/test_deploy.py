@@ -106,6 +106,50 @@ def test_commands_serve(kind: str, live: t.Callable[..., Live]) -> None:
     assert one.process.wait(20) == 0
 
 
+def test_supervisord_sees_one_pid(tmp_path: Path, live: t.Callable[..., Live]) -> None:
+    """The program under it is restarted, and stopped, by its own commands."""
+    (address,) = free_addresses(1)
+    replacements = {
+        PYTHON: sys.executable,
+        "directory=/srv/app": f"directory={ROOT / 'examples'}",
+        "user=app\n": "",
+        ":8000": address,
+    }
+    path = tmp_path / "supervisord.conf"
+    path.write_text(
+        f"[supervisord]\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile={tmp_path}/pid\n"
+        f"[unix_http_server]\nfile={tmp_path}/sock\n"
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+        f"[supervisorctl]\nserverurl=unix://{tmp_path}/sock\n"
+        + shipped("supervisord.conf", replacements)
+        + f"stdout_logfile={tmp_path}/log\n"
+    )
+    log = tmp_path / "log"
+
+    def control(*words: str) -> str:
+        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(path), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+    def wait_log(text: str) -> None:
+        wait_until(lambda: log.exists() and text in log.read_text(), text)
+
+    daemon = live("-m", "supervisor.supervisord", "-n", "-c", str(path))
+    wait_log("Generation 1 serves")
+    pid = control("pid", "flask-graceful").strip()
+    assert int(pid) > 0
+    with at_last(address) as client:
+        control("signal", "HUP", "flask-graceful")
+        wait_log(f"{pid} Generation 2 serves")
+        assert client.get("/ready")[0] == 200
+    assert control("pid", "flask-graceful").strip() == pid
+    assert "stopped" in control("stop", "flask-graceful")
+    assert f"{pid} Supervisor ends" in log.read_text()
+    assert "Cut" not in log.read_text()
+    os.kill(daemon.pid, signal.SIGTERM)
+    assert daemon.process.wait(20) == 0
+
+
 def start(live: t.Callable[..., Live], command: list[str]) -> Live:
     """By a shell that becomes the command, whatever program that is."""
     become = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
