@@ -218,6 +218,20 @@ def test_reloads_asked_for_meanwhile_are_one(service: Service) -> None:
     assert service.generations() == 3
 
 
+def test_reloads_asked_for_at_once_are_one(service: Service) -> None:
+    """Nothing new has been loaded when the second one is asked for."""
+    service.start()
+    service.signal(signal.SIGHUP)
+    service.one.wait_for("Received SIGHUP")
+    service.signal(signal.SIGHUP)
+    service.one.wait_for("A reload is about to begin, and answers this one too")
+    service.workers(2)
+    service.write(release="two")
+    new = service.reload()
+    assert {int(pid) for pid in re.findall(r"^(\d+) loads two", service.one.log, re.M)} == set(new)
+    assert service.generations() == 3
+
+
 def test_code_that_wants_another_number_of_workers(service: Service) -> None:
     """Also when they take turns, as the code says that serves; and when their number was changed by
     a signal before, which counts no more."""

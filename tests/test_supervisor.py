@@ -22,7 +22,10 @@ from service import (
     is_refused,
     pid_from,
     said_by,
-)  # fmt: skip
+)
+
+# How often a stop is tried whose outcome is a matter of milliseconds.
+STOPS = 4
 
 
 @pytest.fixture
@@ -324,7 +327,7 @@ def test_stop_waits_for_requests(service: Service, signum: int) -> None:
     with service.slow("done") as (slow, worker), Client(service.address) as idle:
         assert pid_from(idle)
         service.signal(signum)
-        service.one.wait_for(f"^{worker} Waiting for connections")
+        service.one.wait_for(r"^\d+ Waiting for connections", 2)
         # A late request is served, and told that it is the last one.
         code, headers, _ = idle.get()
         assert (code, headers["connection"]) == (200, "close")
@@ -438,16 +441,17 @@ def test_all_processes_get_a_signal(service: Service, signum: int) -> None:
 def test_who_was_let_in_is_served(service: Service, where: str) -> None:
     """At a stop: whoever has got a connection gets an answer."""
     path = str(service.directory / "sock")
-    service.start(addr=[":0", f"unix:{path}"])
-    address = path if where == "unix" else service.address
-    with Load(address, 48, until_gone=True) as fresh:
-        fresh.wait_count(500)
-        assert fresh.turned_away == 0
-        service.signal(signal.SIGTERM)
-        fresh.join()
-    assert fresh.failed == []
-    assert fresh.turned_away == 48
-    service.check_over()
+    for _ in range(STOPS):
+        service.start(addr=[":0", f"unix:{path}"])
+        address = path if where == "unix" else service.address
+        with Load(address, 48, until_gone=True) as fresh:
+            fresh.wait_count(500)
+            assert fresh.turned_away == 0
+            service.signal(signal.SIGTERM)
+            fresh.join()
+        assert fresh.failed == []
+        assert fresh.turned_away == 48
+        service.check_over()
 
 
 def test_shutdown_delay_serves_on(service: Service) -> None:

@@ -78,6 +78,10 @@ class Reload:
             log.info("%d Not reloaded: the service is shutting down.", os.getpid())
             for one in waiting:
                 one.error("the service is shutting down")
+        elif self.is_under_way and self._turnover is None:
+            # Nothing new has been loaded yet, and the next program would not know of it.
+            log.info("%d A reload is about to begin, and answers this one too.", os.getpid())
+            self.waiting += waiting
         elif self.is_under_way:
             log.info("%d A reload is under way; another one follows it.", os.getpid())
             self._is_wanted = True
