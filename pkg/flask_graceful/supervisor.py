@@ -24,6 +24,7 @@ from . import reexec
 from .child import how_it_ended
 from .control import ControlError
 from .ending import KILL_TIME, Ending
+from .history import History
 from .loop import Loop, Timer
 from .notify import Notifier
 from .office import Office
@@ -57,6 +58,8 @@ class Supervisor:
         self.loop = Loop()
         self.team = Team(state["team"])
         self.notifier = Notifier(state["notify"])
+        # An older program has none.
+        self.history = History(state.get("restarts", ()))
         self._origin = Origin(*state["origin"])
         self._streams = Streams(*state["streams"])
         for fd in self._streams.fds():
@@ -76,6 +79,7 @@ class Supervisor:
             "replace": lambda worker, said: self._replacement.on_wish(worker, said["replace"]),
             "reload": self._on_reload,
             "stop": self._on_stop,
+            "moved": lambda worker, said: self.history.move(worker.generation, said["moved"]),
         }
         self._exit_status = 0
         self._pid_file = PidFile("")
@@ -94,6 +98,7 @@ class Supervisor:
             "origin": NO_ORIGIN,
             "streams": self._streams.record(),
             "office": self._office.record(),
+            "restarts": self.history.record(),
         }
         return state, [*self.team.fds(), *self._streams.fds(), *self._office.fds()]
 
@@ -241,6 +246,7 @@ class Supervisor:
         if worker.pipes():
             self._end_boot(worker)
         self.team.remove(worker)
+        self._look_for_old()
         self.reload.consent.on_death(worker)
         self.ending.consent.on_death(worker)
         self._office.on_death(worker)
@@ -253,10 +259,16 @@ class Supervisor:
             self._replacement.on_death(worker, how)
         self.reload.follow_up()
 
+    def _look_for_old(self) -> None:
+        """Is a restart over, with nothing left of the code before?"""
+        self.history.end(min((one.generation for one in self.team.workers), default=0))
+
     # How a reload has ended.
 
     def on_generation(self, pids: list[int]) -> None:
         """These workers serve now, and no older ones."""
+        self.history.take_over()
+        self._look_for_old()
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
         self._office.open_again()
@@ -274,6 +286,7 @@ class Supervisor:
 
         :param quotation: what they have printed, to be shown below.
         """
+        self.history.fail(reason)
         if self.team.generation > 1 or self.is_stopping:
             new = [one for one in self.team.workers if one.generation == self.team.generation]
             is_mixed = any(one.duty is Duty.SERVING for one in new)
