@@ -103,7 +103,7 @@ function note(status) {
   for (const one of generations.values()) {
     if (!found.has(one.number) && one.state !== "gone") enter(one, "gone", false);
   }
-  noteRestarts(status.restarts, isFirst);
+  noteRestarts(status.restarts);
 }
 
 const sharesPid = (one, workers) => workers.some((a) => one.workers.some((b) => a.pid === b.pid));
@@ -149,14 +149,13 @@ function enter(one, state, isFirst) {
   if (state === "gone") tell(before === "booting" ? `${name} has ended` : `${name} has gone`);
 }
 
-function noteRestarts(restarts, isFirst) {
+function noteRestarts(restarts) {
   const told = new Set(restarts.filter((one) => one.error).map((one) => one.at));
   for (const one of restarts) {
     if (one.error && known && !known.has(one.at)) tell(`restart failed: ${one.error}`);
   }
   known = told;
   lanes = restarts;
-  void isFirst;
 }
 
 function tell(text) {
@@ -170,7 +169,7 @@ function tell(text) {
 // What is seen.
 
 const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
-const clock = (time) => new Date((time - (skew ?? 0)) * 1000).toTimeString().slice(0, 8);
+const clock = (time) => new Date(time * 1000).toTimeString().slice(0, 8);
 const megabytes = (bytes) => (bytes ? `${(bytes / 1048576).toFixed(0)} MB` : "–");
 const shown = (value) => (value === null || value === undefined ? "–" : String(value));
 
@@ -321,7 +320,7 @@ function draw() {
   if (canvas.width !== Math.round(width * scale)) canvas.width = Math.round(width * scale);
   if (canvas.height !== Math.round(height * scale)) canvas.height = Math.round(height * scale);
   const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(`--${name}`).trim();
-  const pen = canvas.getContext("2d"), end = now(), from = end - SPAN, left = 34, foot = 20;
+  const pen = canvas.getContext("2d"), end = now(), from = end - SPAN, left = 52, foot = 20;
   const x = (time) => left + ((Math.max(time, from) - from) / SPAN) * (width - left);
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   pen.clearRect(0, 0, width, height);
@@ -334,14 +333,20 @@ function draw() {
     const base = height - foot - 4 - index * lane;
     pen.fillStyle = colour("quiet");
     pen.textAlign = "left";
-    pen.fillText(String(number), 2, base + 3);
-    drawArea(pen, colour, one, x, base, lane - 12, most);
+    pen.fillText(`gen ${number}`, 0, base + 3);
     const stops = [["booting", one.began], ["serving", one.served], ["draining", one.drained], ["", one.gone ?? end]].filter((stop) => stop[1] !== null && stop[1] !== undefined);
     for (let i = 0; i + 1 < stops.length; i++) {
       const [name, since] = stops[i], until = stops[i + 1][1];
       if (until <= from || !name) continue;
       pen.fillStyle = colour(name);
-      pen.fillRect(x(since), base, Math.max(2, x(until) - x(since)), 3);
+      const wide = Math.max(2, x(until) - x(since));
+      pen.fillRect(x(since), base, wide, 3);
+      pen.save();
+      pen.beginPath();
+      pen.rect(x(since), 0, wide, height);
+      pen.clip();
+      drawArea(pen, one, x, base, lane - 12, most);
+      pen.restore();
     }
   });
   for (const one of lanes) {
@@ -367,7 +372,7 @@ function drawTicks(pen, colour, x, end, width, height, foot) {
   }
 }
 
-function drawArea(pen, colour, span, x, base, height, most) {
+function drawArea(pen, span, x, base, height, most) {
   const samples = span.one ? span.one.samples.filter((one) => one[1] !== null) : [];
   if (samples.length < 2) return;
   pen.beginPath();
@@ -383,8 +388,7 @@ function drawArea(pen, colour, span, x, base, height, most) {
   pen.lineTo(x(until), base - last);
   pen.lineTo(x(until), base);
   pen.closePath();
-  pen.globalAlpha = 0.22;
-  pen.fillStyle = colour("ink");
+  pen.globalAlpha = 0.28;
   pen.fill();
   pen.globalAlpha = 1;
 }
