@@ -408,6 +408,10 @@ function frame(time) {
   say($("link-text"), { waiting: "connecting", away: "no answer, trying on", live: "live", polling: "asks each second" }[state]);
 }
 
+// What is drawn is not to wait for the next time when it looks different now.
+new ResizeObserver(draw).observe($("time"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
 // The token is in a cookie by now, and not to stay in the address.
 if (location.search) history.replaceState(null, "", location.pathname);
 open();
