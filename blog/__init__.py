@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import Flask
+from flask_graceful.statuspage import create_blueprint
 
 from blog import context, database, failure
 from blog.application import Application
@@ -22,6 +23,9 @@ def create_app(settings: Settings) -> Flask:
     database.init_app(app)
     failure.init_app(app)
     init_router(app)
+    if settings.run_mode == "debug":
+        # What a person sees of a restart, in a browser.
+        app.register_blueprint(create_blueprint(is_open=True))
     app.wsgi_app = AccessLog(app.wsgi_app)  # type: ignore[method-assign]
     database.prepare_at_start(app)
     return app

@@ -21,17 +21,19 @@ if t.TYPE_CHECKING:
 _started = time.monotonic()
 
 
-def census(servers: t.Iterable[ReliefServer]) -> dict[str, t.Any]:
+def census(servers: t.Iterable[ReliefServer], moved: t.Mapping[str, int]) -> dict[str, t.Any]:
     """What this process does now.
 
     :param servers: what it serves.
+    :param moved: the connections that have come from other processes and gone to them, so far.
     """
     states: Counter[ConnState] = Counter()
-    taken = requests = tracked = 0
+    taken = requests = watching = tracked = 0
     for server in servers:
         states.update(one.state for one in server.connections())
         taken += len(server.taken_over())
         requests += len(server.running_requests())
+        watching += server.watching
         tracked += server.tracked
     names = (ConnState.NEW, ConnState.ACTIVE, ConnState.IDLE)
     return {
@@ -39,6 +41,8 @@ def census(servers: t.Iterable[ReliefServer]) -> dict[str, t.Any]:
         "age": round(time.monotonic() - _started, 3),
         "connections": {**{str(one): states[one] for one in names}, "taken": taken},
         "requests": requests,
+        "watching": watching,
+        "moved": dict(moved),
         "tracked": tracked,
         "rss": memory_of(os.getpid()),
     }
@@ -46,7 +50,7 @@ def census(servers: t.Iterable[ReliefServer]) -> dict[str, t.Any]:
 
 def stranger(pid: int, generation: int, state: str) -> dict[str, t.Any]:
     """The same of a process that can't be asked: what others can see of it."""
-    unknown = dict.fromkeys(("age", "connections", "requests", "tracked"))
+    unknown = dict.fromkeys(("age", "connections", "requests", "watching", "moved", "tracked"))
     about = {"pid": pid, "generation": generation, "state": state}
     return {**about, **unknown, "rss": memory_of(pid)}
 

@@ -28,8 +28,9 @@ class Departures:
         # Until the loop sees to them.
         self._departing: deque[Parcel] = deque()
         self._lock = threading.Lock()
-        # How many have left and not yet arrived, or come back.
+        # How many have left and not yet arrived, or come back; and how many have arrived.
         self._under_way = 0
+        self.arrived = 0
 
     @property
     def is_busy(self) -> bool:
@@ -55,6 +56,10 @@ class Departures:
         for parcel in parcels:
             self._life.adopt(parcel, stays=self._life.is_relieved)
         self._count(-len(parcels))
+
+    def _note_arrivals(self, count: int) -> None:
+        self.arrived += count
+        self._count(-count)
 
     def _count(self, change: int) -> None:
         with self._lock:

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import typing as t
 
 from .census import census, running, stranger
 from .control import Control, ControlError
+from .history import History
+from .inquiry import Inquiries
 from .loop import Reason
 
 if t.TYPE_CHECKING:
     from .asker import Answer
     from .channel import Record
     from .inheritance import Inheritance
+    from .inquiry import Answers
     from .loop import Loop, Tell
     from .predecessor import Predecessor
     from .restart import GracefulServer
@@ -71,6 +75,9 @@ class Desk:
         self._succession = succession
         self._predecessor = predecessor
         self._control = Control(loop, self)
+        self._inquiries = Inquiries(loop)
+        predecessor.on_answer = self._inquiries.on_answer
+        self.history = History()
         # Who waits for the end of the service.
         self._stopping: list[Answer] = []
 
@@ -82,6 +89,7 @@ class Desk:
         :raises ControlError: the socket can't be where the setting says.
         """
         self.generation = inherited.generation
+        self.history = History(inherited.restarts)
         # An old process has had the place until now.
         takes_over = inherited.parent is not None
         self._control.open(self._life.settings.control_socket, takes_over)
@@ -117,25 +125,60 @@ class Desk:
         self._succession.restart(Waiting(self, answers), can_wait=True)
 
     def status(self, answer: Answer) -> None:
-        own = self._census()
-        old = self._predecessor.pid
-        older = [stranger(old, self.generation - 1, "relieved")] if old else []
-        answer.result(
-            {
-                "pid": own["pid"],
-                "generation": self.generation,
-                "state": own["state"],
-                "addresses": [place for one in self._servers for place in one.places],
-                "workers": [own, *older],
-            }
-        )
+        self.inquire({"census": True}, lambda found: answer.result(self._status(found)))
+
+    def _status(self, processes: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+        own = processes[0]
+        return {
+            "pid": own["pid"],
+            "generation": self.generation,
+            "state": own["state"],
+            "addresses": [place for one in self._servers for place in one.places],
+            "workers": [*self._booting(), *processes],
+            "restarts": self.history.rows(),
+        }
 
     def _census(self) -> dict[str, t.Any]:
         about = {"generation": self.generation, "state": self._life.state.name.lower()}
-        return {**census(self._servers), **about}
+        return {**census(self._servers, self._life.moved), **about}
+
+    def _booting(self) -> list[dict[str, t.Any]]:
+        successor = self._succession.successor
+        if successor is None or successor.is_ready:
+            return []
+        about = stranger(successor.pid, self.generation + 1, "booting")
+        return [{**about, "age": round(time.monotonic() - successor.started, 3)}]
 
     def requests(self, stacks: bool, answer: Answer) -> None:
-        answer.result({"requests": running(self._servers, stacks)})
+        def tell(found: list[dict[str, t.Any]]) -> None:
+            found.sort(key=lambda one: -t.cast("float", one["age"]))
+            answer.result({"requests": found})
+
+        self.inquire({"requests": stacks}, tell)
+
+    def inquire(
+        self, what: dict[str, t.Any], then: t.Callable[[list[dict[str, t.Any]]], object]
+    ) -> None:
+        """Find out about this process and those before it.
+
+        :param then: takes what is known, this process first.
+        """
+        is_census = "census" in what
+        own = [self._census()] if is_census else running(self._servers, what["requests"])
+        old = self._predecessor
+
+        def tell(answers: Answers) -> None:
+            unknown = [stranger(old.pid, self.generation - 1, "relieved")]
+            there = unknown if is_census and old.is_there else []
+            then([*own, *answers.get(old.pid, there)])
+
+        self._inquiries.ask([old] if old.is_there else [], what, tell)
+
+    def forget_old_process(self) -> None:
+        """It has ended, and all before it."""
+        self.history.move(self.generation - 1, self._life.moved["in"])
+        self.history.end(self.generation)
+        self._inquiries.on_death(self._predecessor)
 
     def stop(self, timeout: float | None, answer: Answer) -> None:
         life = self._life

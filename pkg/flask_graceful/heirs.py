@@ -109,7 +109,7 @@ class Heirs(Departures):
                     self._heed(heir, record.data)
         except ChannelError:
             is_open = False
-        self._count(-heir.sender.take_delivered())
+        self._note_arrivals(heir.sender.take_delivered())
         if not is_open:
             self._lose(heir)
         else:

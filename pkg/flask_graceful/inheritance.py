@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import typing as t
 
 from .activation import ActivationError, claim_variables, sockets
 from .channel import Channel, ChannelError, claim_channel
@@ -39,6 +40,8 @@ class Inheritance:
         self.worker: dict[str, int] | None = None
         # How many processes have served before this one, and this one.
         self.generation = 1
+        # The restarts so far, as the old process has noted them.
+        self.restarts: list[dict[str, t.Any]] = []
         if parent is None:
             self._take_activated()
         else:
@@ -65,6 +68,7 @@ class Inheritance:
         self.worker = data.get("worker")
         # An older program does not count.
         self.generation = data.get("generation", 1)
+        self.restarts = data.get("restarts", [])
 
     def _take_activated(self) -> None:
         try:

@@ -1,8 +1,8 @@
-"""A question to all workers, and their answers.
+"""A question to other processes, and their answers.
 
-Owns what was asked until every worker has answered, or has had its time.
+Owns what was asked until each of them has answered, or has had its time.
 
-Rules: a worker that does not answer is not waited for: what it is asked for is often why it hangs.
+Rules: one that does not answer is not waited for: what it is asked for is often why it hangs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ import typing as t
 
 from .loop import Loop, Timer
 
-if t.TYPE_CHECKING:
-    from .staff import Worker
-
-# How long a worker may take, in seconds.
+# How long a process may take, in seconds.
 ANSWER_TIME = 1.0
 
 Answers = dict[int, t.Any]
+
+
+class Asked(t.Protocol):
+    """A process that can be asked."""
+
+    pid: int
+
+    @property
+    def say(self) -> t.Callable[[dict[str, t.Any]], object]:
+        """Send it a record."""
 
 
 class _Question:
@@ -39,7 +46,7 @@ class Inquiries:
 
     def ask(
         self,
-        workers: t.Sequence[Worker],
+        processes: t.Sequence[Asked],
         what: dict[str, t.Any],
         then: t.Callable[[Answers], object],
     ) -> None:
@@ -48,26 +55,26 @@ class Inquiries:
         :param then: takes the answers, by pid, of those that have given one.
         """
         number = next(self._numbers)
-        question = _Question({worker.pid for worker in workers}, then)
+        question = _Question({one.pid for one in processes}, then)
         question.timer = Timer(lambda: self._end(number))
         self._open[number] = question
-        for worker in workers:
-            worker.say({"ask": what, "number": number})
+        for one in processes:
+            one.say({"ask": what, "number": number})
         self._loop.set(question.timer, ANSWER_TIME)
         self._look(number)
 
-    def on_answer(self, worker: Worker, said: dict[str, t.Any]) -> None:
-        """A worker has answered."""
+    def on_answer(self, one: Asked, said: dict[str, t.Any]) -> None:
+        """One has answered."""
         question = self._open.get(said["number"])
-        if question is not None and worker.pid in question.asked:
-            question.asked.discard(worker.pid)
-            question.answers[worker.pid] = said["answer"]
+        if question is not None and one.pid in question.asked:
+            question.asked.discard(one.pid)
+            question.answers[one.pid] = said["answer"]
             self._look(said["number"])
 
-    def on_death(self, worker: Worker) -> None:
-        """A worker has ended, and does not answer any more."""
+    def on_death(self, one: Asked) -> None:
+        """One has ended, and does not answer any more."""
         for number, question in list(self._open.items()):
-            question.asked.discard(worker.pid)
+            question.asked.discard(one.pid)
             self._look(number)
 
     def _look(self, number: int) -> None:

@@ -77,6 +77,8 @@ class Life:
         self.post = self._loop.post
         self.ask = self._loop.ask
         self._acceptors: list[Acceptor] = []
+        # Connections that have come from older processes.
+        self._received = 0
         self._hammer_time = self.settings.hammer_time
         self._streams = Streams([], [])
         self._grace_timer = Timer(self._retire)
@@ -238,6 +240,17 @@ class Life:
         if self.is_relieved:
             return not self._departures.is_past
         return self.state in (State.RUNNING, State.DELAYING)
+
+    @property
+    def moved(self) -> dict[str, int]:
+        """The connections that have come from other processes, and have gone to them."""
+        return {"in": self._received, "out": self._departures.arrived}
+
+    def receive(self, parcels: t.Sequence[Parcel]) -> None:
+        """Go on with connections of an older process."""
+        self._received += len(parcels)
+        for parcel in parcels:
+            self.adopt(parcel)
 
     def adopt(self, parcel: Parcel, stays: bool = False) -> None:
         """Go on with a connection that comes from another process.

@@ -93,6 +93,7 @@ class Office:
             "state": state,
             "addresses": [one.place for one in self._team.listeners],
             "workers": workers,
+            "restarts": self._supervisor.history.rows(),
         }
 
     def requests(self, stacks: bool, answer: Answer) -> None:

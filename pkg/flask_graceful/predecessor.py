@@ -23,6 +23,12 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_graceful")
 
+OnAnswer = t.Callable[["Predecessor", dict[str, t.Any]], object]
+
+
+def _to_nobody(old: Predecessor, said: dict[str, t.Any]) -> None:
+    """Nobody has asked."""
+
 
 class Predecessor:
     """The loop's thread's. Without an old process, nothing is said and nothing comes.
@@ -34,12 +40,9 @@ class Predecessor:
         self._life = life
         self._loop = loop
         self._channel: Channel | None = None
-        self._pid = 0
-
-    @property
-    def pid(self) -> int:
-        """0 when there is none."""
-        return self._pid if self.is_there else 0
+        self.pid = 0
+        # Takes what the old process answers.
+        self.on_answer: OnAnswer = _to_nobody
 
     @property
     def is_there(self) -> bool:
@@ -69,7 +72,7 @@ class Predecessor:
 
     def attend(self, channel: Channel, pid: int) -> None:
         """Take the connections that come over a channel."""
-        self._channel, self._pid = channel, pid
+        self._channel, self.pid = channel, pid
         self._loop.watch_channel(channel, self._look)
 
     def _look(self) -> None:
@@ -95,7 +98,7 @@ class Predecessor:
                     self._heed(record)
             channel.flush()
         except ChannelError as error:
-            log.error("%d Old process %d: %s", os.getpid(), self._pid, error)
+            log.error("%d Old process %d: %s", os.getpid(), self.pid, error)
             return False
         except OSError:
             # Its end is noticed where it is read.
@@ -108,29 +111,31 @@ class Predecessor:
         elif "stop" in record.data:
             # The old process was told to before it knew that this one is ready.
             self._life.stop_with_others()
+        elif "answer" in record.data:
+            self.on_answer(self, record.data)
         elif self._life.takes_connections():
             # First: from now on the connections are nobody else's.
-            self._say(receipt(record))
-            for parcel in unpack(record):
-                self._life.adopt(parcel)
+            self.say(receipt(record))
+            self._life.receive(unpack(record))
         else:
-            self._say(refusal(record))
+            self.say(refusal(record))
 
     def tell_succeeded(self, count: int) -> None:
         """So many processes have taken over since: while there is one, there is no way back for
         the old one."""
-        self._say({"succeeded": count})
+        self.say({"succeeded": count})
 
     def tell_leaving(self) -> None:
         """This process stops, and nobody is to take its place."""
-        self._say({"leaving": True})
+        self.say({"leaving": True})
 
     def close(self) -> None:
         if self._channel is not None:
             self._channel.close()
         self._channel = None
 
-    def _say(self, data: dict[str, t.Any]) -> None:
+    def say(self, data: dict[str, t.Any]) -> None:
+        """Send the old process a record, if there is one."""
         if self._channel is None:
             return
         try:

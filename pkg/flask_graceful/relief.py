@@ -32,6 +32,13 @@ class ReliefServer(Server):
     _kept_alive = True
     # Does the whole service stop, and every process of it know?
     _is_last = False
+    # How many of the requests in flight only watch the service, and end when it wants to go.
+    watching = 0
+
+    def watch(self, change: int) -> None:
+        """One more watches, or one less (-1). From any thread."""
+        with self._lock:
+            self.watching += change
 
     def lame_duck(self) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""

@@ -91,6 +91,7 @@ class Reload:
             # What boots in the place of one that has died, and may never do so.
             give_up(self._team.on(Duty.BOOTING))
             self._supervisor.notifier.reloading()
+            self._supervisor.history.begin(self._team.generation + 1)
             self.consent.ask(self._on_consent)
 
     def follow_up(self) -> None:

@@ -68,9 +68,14 @@ class SoleLife(Life):
         if inherited.parent is not None:
             listening = self._listening()
             self._predecessor.announce(inherited.parent, listening, inherited.signals)
+            self.desk.history.take_over()
         # Not before the old process knows: one that is told to stop meanwhile ends this one too,
         # which then holds no request.
         self._start_accepting()
+
+    def forget_parent(self) -> None:
+        super().forget_parent()
+        self.desk.forget_old_process()
 
     # Signals.
 
@@ -128,7 +133,9 @@ class SoleLife(Life):
         for server in self._servers:
             files |= server.heirlooms.fds()
         signals, generation = self._first.handles_signals, self.desk.generation + 1
-        return Successor(listeners, files, self._streams, signals, generation)
+        self.desk.history.begin(generation)
+        restarts = self.desk.history.record()
+        return Successor(listeners, files, self._streams, signals, generation, restarts)
 
     def give_way(self) -> None:
         """A successor asks for it, and may have died since: accept no more, and let connections

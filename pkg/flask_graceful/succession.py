@@ -19,6 +19,7 @@ import logging
 import os
 import time
 import typing as t
+from functools import partial
 
 from .channel import CAN_PASS
 from .child import quoted
@@ -147,6 +148,7 @@ class Succession(Departures):
             self.successor = self._life.make_successor()
         except (OSError, ValueError) as error:
             reason = f"can't start the successor: {error}"
+            self._life.desk.history.fail(reason)
             log.error("%d Restart failed: %s", os.getpid(), reason)
             tell(reason)
             return
@@ -186,6 +188,7 @@ class Succession(Departures):
             if self._wants_restart:
                 self._pass_on(successor, self._take_followers())
         self._heed(successor)
+        self._answer_questions(successor)
         if self.successor is successor:
             if is_alive:
                 self._loop.rearm(successor.channel)
@@ -195,7 +198,7 @@ class Succession(Departures):
 
     def _heed(self, successor: Successor) -> None:
         """See to what the successor could not take, wants, and tells of its own end."""
-        self._count(-successor.sender.take_delivered())
+        self._note_arrivals(successor.sender.take_delivered())
         refused, successor.refused = successor.refused, []
         self._take_back(refused)
         if successor.asks:
@@ -209,6 +212,16 @@ class Succession(Departures):
         elif successor.succeeded != self.generations:
             self.generations = successor.succeeded
             self._life.grow_older(self.generations)
+
+    def _answer_questions(self, successor: Successor) -> None:
+        questions, successor.questions = successor.questions, []
+        for one in questions:
+            self._life.desk.inquire(one["ask"], partial(self._reply, successor, one["number"]))
+
+    def _reply(self, successor: Successor, number: int, answer: list[t.Any]) -> None:
+        if self.successor is successor:
+            successor.say({"answer": answer, "number": number})
+            self._loop.rearm(successor.channel)
 
     def _lose(self, successor: Successor) -> None:
         """The successor is gone."""
@@ -225,6 +238,7 @@ class Succession(Departures):
                 "%d Restart failed: %s; this process goes on serving.%s",
                 pid, how, quoted([] if successor.is_seen else lines),
             )  # fmt: skip
+            self._life.desk.history.fail(how)
             self._life.resume()
             self.answer(Reason.of(how, lines))
         elif self.is_past or self.generations:
@@ -241,6 +255,7 @@ class Succession(Departures):
             if self.is_past or self._life.is_stopping:
                 log.info("%d Successor %d %s.", pid, new, how)
             else:
+                self._life.desk.history.fail(f"successor {new} {how}")
                 log.error("%d Successor %d %s; this process serves again.", pid, new, how)
         if self._wants_restart and not self._life.is_stopping:
             self._spawn(to_all(self._take_followers()))

@@ -7,6 +7,7 @@ Rules: it is the same command, started anew. It inherits the listening sockets b
 
 from __future__ import annotations
 
+import time
 import typing as t
 
 from .child import Child
@@ -26,6 +27,7 @@ class Successor(Child):
     :param streams: what this process passes on for others, and the successor will.
     :param signals: does this process act on signals?
     :param generation: its number.
+    :param restarts: those before it, and its own.
     :raises OSError: it can't be started.
     """
 
@@ -44,9 +46,13 @@ class Successor(Child):
         streams: Streams,
         signals: bool,
         generation: int,
+        restarts: list[dict[str, t.Any]],
     ) -> None:
+        self.started = time.monotonic()
         # The addresses that it goes on with, and whether their connections are plain.
         self.listening: dict[str, bool] = {}
+        # What it asks.
+        self.questions: list[dict[str, t.Any]] = []
         # What it could not take.
         self.refused: list[Parcel] = []
         data = {
@@ -54,6 +60,7 @@ class Successor(Child):
             "files": list(files),
             "signals": signals,
             "generation": generation,
+            "restarts": restarts,
         }
         fds = [*(listener.fileno() for listener in listeners), *files.values()]
         super().__init__(OWN, data, fds, streams.fds())
@@ -65,6 +72,8 @@ class Successor(Child):
             self.listening = data["ready"]
         elif "receipt" in data:
             self.refused += self.sender.on_receipt(data)
+        elif "ask" in data:
+            self.questions.append(data)
         self.asks = self.asks or "give_way" in data
         self.succeeded = data.get("succeeded", self.succeeded)
         self.is_leaving = self.is_leaving or "leaving" in data

@@ -24,6 +24,7 @@ from . import reexec
 from .child import END_TIME, how_it_ended
 from .control import ControlError
 from .ending import KILL_TIME, Ending
+from .history import History
 from .loop import Loop, Timer
 from .notify import Notifier
 from .office import Office
@@ -58,6 +59,8 @@ class Supervisor:
         self.signals = Signals(SIGNALS)
         self.team = Team(state["team"])
         self.notifier = Notifier(state["notify"])
+        # An older program has none.
+        self.history = History(state.get("restarts", ()))
         self._origin = Origin(*state["origin"])
         self._streams = Streams(*state["streams"])
         for fd in self._streams.fds():
@@ -77,6 +80,7 @@ class Supervisor:
             "replace": lambda worker, said: self._replacement.on_wish(worker, said["replace"]),
             "reload": self._on_reload,
             "stop": self._on_stop,
+            "moved": lambda worker, said: self.history.move(worker.generation, said["moved"]),
         }
         self._exit_status = 0
         self._pid_file = PidFile("")
@@ -95,6 +99,7 @@ class Supervisor:
             "origin": NO_ORIGIN,
             "streams": self._streams.record(),
             "office": self._office.record(),
+            "restarts": self.history.record(),
         }
         return state, [*self.team.fds(), *self._streams.fds(), *self._office.fds()]
 
@@ -246,6 +251,7 @@ class Supervisor:
         if worker.pipes():
             self._end_boot(worker)
         self.team.remove(worker)
+        self._look_for_old()
         self.reload.consent.on_death(worker)
         self.ending.consent.on_death(worker)
         self._office.on_death(worker)
@@ -258,10 +264,16 @@ class Supervisor:
             self._replacement.on_death(worker, how)
         self.reload.follow_up()
 
+    def _look_for_old(self) -> None:
+        """Is a restart over, with nothing left of the code before?"""
+        self.history.end(min((one.generation for one in self.team.workers), default=0))
+
     # How a reload has ended.
 
     def on_generation(self, pids: list[int]) -> None:
         """These workers serve now, and no older ones."""
+        self.history.take_over()
+        self._look_for_old()
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
         self._office.open_again()
@@ -288,6 +300,7 @@ class Supervisor:
 
         :param what: what this means.
         """
+        self.history.fail(reason)
         log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
         if not self.is_stopping:
             self.notifier.ready(f"Reload failed: {reason}")

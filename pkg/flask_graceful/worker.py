@@ -202,7 +202,7 @@ class WorkerLife(Life):
         if "requests" in what:
             answer = running(self._servers, what["requests"])
         else:
-            answer = census(self._servers)
+            answer = census(self._servers, self.moved)
         self._say({"answer": answer, "number": record.data["number"]})
 
     def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
@@ -295,6 +295,8 @@ class WorkerLife(Life):
 
     def _clean_up(self) -> None:
         if self._supervisor is not None:
+            if self._departures.arrived:
+                self._say({"moved": self._departures.arrived})
             # First: what is waited for is the last thing that it hears.
             self._loop.unwatch(self._supervisor.fileno())
         super()._clean_up()

@@ -1,0 +1,319 @@
+"""The status page: a restart as it happens, for a person with a browser.
+
+Owns the blueprint at `/graceful/`: who may see it, its files, and what goes to those who watch.
+
+Strategy: one thread of the process asks the service over its control socket, a few times a second,
+and only while somebody watches; all viewers get what it has heard, as server-sent events. A stream
+ends at once when its process gives way or stops. The browser comes back by itself, reaches the next
+process, and the page goes on. Where no thread can be spared for a stream, the page asks instead.
+
+Rules: nothing here holds up a restart, a stop or somebody else's request. Who may not see the page
+gets 404, as if there were none. Nothing on it comes from another address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import threading
+import time
+import typing as t
+from importlib import resources
+
+from flask import Blueprint, Response, abort, current_app, redirect, request, url_for
+
+from .ask import AskError, Caller, find
+from .places import AUTO, absolute
+from .restart import GracefulServer
+
+# How often the service is asked; for how long on, when the last viewer has gone; how long an answer
+# may take; how long silence may last before viewers are told of it; in seconds.
+PACE = 0.25
+LINGER_TIME = 2.0
+PATIENCE = 3.0
+SILENT_TIME = 1.5
+# When a browser comes back whose stream has ended, in milliseconds.
+RETRY = 150
+# The most streams of a process; each occupies a thread, and of those no more than this part.
+MOST_VIEWERS = 8
+PART_OF_THREADS = 4
+# How long a stream lasts, in seconds, and how much of the time that the server allows a request.
+STREAM_TIME = 900.0
+PART_OF_LIMIT = 0.75
+
+COOKIE = "flask_graceful_status"
+_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def create_blueprint(token: str = "", *, is_open: bool = False) -> Blueprint:
+    """The status page, to be registered with an application: `/graceful/`.
+
+    It is seen in debug mode, and by who comes with the token: `/graceful/?token=...`, once; a
+    cookie remembers it until the browser is closed.
+
+    :param token: what opens the page outside of debug mode; empty: nothing does.
+    :param is_open: show it to everybody, as in debug mode.
+    :raises TypeError: the token is no string.
+    """
+    if not isinstance(token, str):
+        raise TypeError(f"token: expected a string, got {type(token).__name__}")
+    page = _Page(Lock(token, is_open), Watch())
+    blueprint = Blueprint("graceful_status", __name__, url_prefix="/graceful")
+    blueprint.before_request(page.guard)
+    blueprint.after_request(page.finish)
+    rules: dict[str, t.Callable[[], t.Any]] = {
+        # A redirect of the router would tell everybody that there is a page.
+        "": page.to_slash,
+        "/": lambda: page.file("page.html"),
+        "/page.css": lambda: page.file("page.css"),
+        "/page.js": lambda: page.file("page.js"),
+        "/events": page.events,
+        "/state": page.state,
+    }
+    for rule, view in rules.items():
+        name = rule.strip("/").replace(".", "_") or ("page" if rule else "bare")
+        blueprint.add_url_rule(rule, name, view, methods=["GET"])
+    return blueprint
+
+
+class Lock:
+    """Who may see the page."""
+
+    def __init__(self, token: str, is_open: bool) -> None:
+        self._token = token.encode()
+        self._is_open = is_open
+        # What the cookie holds opens nothing else, should the token be used elsewhere.
+        self.stamp = hmac.new(self._token, COOKIE.encode(), hashlib.sha256).hexdigest()
+
+    def is_given_token(self) -> bool:
+        """Does the request bring the token itself?"""
+        given = request.args.get("token", "").encode(errors="replace")
+        return bool(self._token) and hmac.compare_digest(given, self._token)
+
+    def lets_in(self) -> bool:
+        if self._is_open or current_app.debug:
+            return True
+        given = request.cookies.get(COOKIE, "").encode(errors="replace")
+        is_known = bool(self._token) and hmac.compare_digest(given, self.stamp.encode())
+        return is_known or self.is_given_token()
+
+
+class _Page:
+    """The views."""
+
+    def __init__(self, lock: Lock, watch: Watch) -> None:
+        self._lock = lock
+        self._watch = watch
+        folder = resources.files(__package__) / "page"
+        self._files = {name: (folder / name).read_bytes() for name in _TYPES}
+
+    def guard(self) -> None:
+        if not self._lock.lets_in():
+            abort(404)
+
+    def finish(self, response: Response) -> Response:
+        if not self._lock.lets_in():
+            return response
+        response.headers.update(_HEADERS)
+        if self._lock.is_given_token():
+            # No redirect to an address without the token: a browser would not send such a cookie
+            # with it to who has followed a link. The page takes the token out of its address.
+            response.set_cookie(
+                COOKIE,
+                self._lock.stamp,
+                path=url_for(".page"),
+                secure=request.is_secure,
+                httponly=True,
+                samesite="Strict",
+            )
+        return response
+
+    def to_slash(self) -> t.Any:
+        return redirect(url_for(".page", _external=False, **request.args.to_dict()))
+
+    def file(self, name: str) -> Response:
+        return Response(self._files[name], content_type=f"{_TYPES[name]}; charset=utf-8")
+
+    def state(self) -> Response:
+        """The state now, for who can't have a stream."""
+        server = _server()
+        text = _trouble("this application is not served by GracefulServer")
+        if server is not None:
+            text = self._watch.latest(server)
+        return Response(text, content_type="application/json")
+
+    def events(self) -> Response:
+        """The state, again and again; 204 when there is no thread for that."""
+        server = _server()
+        if server is None or not self._watch.enter(server):
+            return Response(status=204)
+        response = Response(_stream(self._watch, server), content_type="text/event-stream")
+        # nginx would keep the events for itself.
+        response.headers["X-Accel-Buffering"] = "no"
+        response.call_on_close(lambda: self._watch.leave(server))
+        return response
+
+
+def _server() -> GracefulServer | None:
+    """The server that this request has come through."""
+    server = request.environ.get("flask_graceful.server")
+    return server if isinstance(server, GracefulServer) else None
+
+
+def _stream(watch: Watch, server: GracefulServer) -> t.Iterator[str]:
+    until = time.monotonic() + stream_time(server)
+    yield f"retry: {RETRY}\n\n"
+    number = watch.begin(server)
+    while time.monotonic() < until:
+        news = watch.wait(server, number)
+        if news is None:
+            return
+        number, text = news
+        yield f"data: {text}\n\n"
+
+
+def stream_time(server: GracefulServer) -> float:
+    """How long a stream may last: the server's limits of a request are not for it."""
+    settings = server.settings
+    limits = [one for one in (settings.write_timeout, settings.request_timeout_hard) if one]
+    return min([STREAM_TIME, *(PART_OF_LIMIT * one for one in limits)])
+
+
+class Watch:
+    """What the service says of itself, for all viewers. From any thread."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        # The last state, and how many there were.
+        self._text = ""
+        self._number = 0
+        self._viewers = 0
+        self._is_asking = False
+        self._wanted_until = 0.0
+
+    # The viewers.
+
+    def enter(self, server: GracefulServer) -> bool:
+        """One viewer more; False when there is no room."""
+        most = min(MOST_VIEWERS, server.settings.threads // PART_OF_THREADS)
+        with self._news:
+            if self._viewers >= most:
+                return False
+            self._viewers += 1
+        server.watch(1)
+        return True
+
+    def leave(self, server: GracefulServer) -> None:
+        with self._news:
+            self._viewers -= 1
+        server.watch(-1)
+
+    def begin(self, server: GracefulServer) -> int:
+        """The number after which to `wait` for the state as it is now."""
+        with self._news:
+            return self._number - self._want_locked(server)
+
+    def wait(self, server: GracefulServer, number: int) -> tuple[int, str] | None:
+        """The first state after that number, and its own; None when the process is to end."""
+        with self._news:
+            while self._number <= number and not server.shutdown_event.is_set():
+                # The one who asks may have ended just now, because nobody watched.
+                self._want_locked(server)
+                self._news.wait(LINGER_TIME / 2)
+            self._want_locked(server)
+            return None if server.shutdown_event.is_set() else (self._number, self._text)
+
+    def latest(self, server: GracefulServer) -> str:
+        """The state as it is now."""
+        news = self.wait(server, self.begin(server))
+        return _trouble("this process is to end") if news is None else news[1]
+
+    # Who asks.
+
+    def _want_locked(self, server: GracefulServer) -> bool:
+        """Have somebody ask; was that so before?"""
+        self._wanted_until = time.monotonic() + LINGER_TIME
+        if self._is_asking or server.shutdown_event.is_set():
+            return self._is_asking
+        self._is_asking = True
+        threading.Thread(
+            target=self._ask_on, args=(server,), name="graceful-status", daemon=True
+        ).start()
+        return False
+
+    def _ask_on(self, server: GracefulServer) -> None:
+        source = Source(server)
+        try:
+            while not server.shutdown_event.is_set():
+                text = source.ask()
+                with self._news:
+                    if time.monotonic() > self._wanted_until:
+                        return
+                    if text:
+                        self._number += 1
+                        self._text = text
+                        self._news.notify_all()
+                server.shutdown_event.wait(PACE)
+        finally:
+            with self._news:
+                self._is_asking = False
+                self._news.notify_all()
+
+
+class Source:
+    """The service behind a server, asked over its control socket. One thread's."""
+
+    def __init__(self, server: GracefulServer) -> None:
+        self._server = server
+        self._path = ""
+        self._answered = 0.0
+
+    def ask(self) -> str:
+        """The state as JSON; empty when there is none at the moment, which may pass."""
+        try:
+            if not self._path:
+                self._path = control_socket(self._server)
+            with Caller(self._path, PATIENCE) as caller:
+                status = caller.ask("status")
+        except AskError as error:
+            self._path = ""
+            is_news = time.monotonic() - self._answered > SILENT_TIME
+            return _trouble(str(error)) if is_news else ""
+        self._answered = time.monotonic()
+        return _said(status=status)
+
+
+def control_socket(server: GracefulServer) -> str:
+    """Where the service is asked.
+
+    :raises AskError: it can't be.
+    """
+    setting = server.settings.control_socket
+    if not setting:
+        raise AskError("control_socket is off, and nobody can be asked; auto is its default")
+    if setting != AUTO:
+        return absolute(setting)
+    is_worker = server.shares is not None
+    return find(os.getppid() if is_worker else os.getpid())[0].path
+
+
+def _said(**state: t.Any) -> str:
+    # The pid is that of the process which says so.
+    return json.dumps({"now": time.time(), "by": os.getpid(), **state})
+
+
+def _trouble(reason: str) -> str:
+    return _said(error=reason)

@@ -1,0 +1,320 @@
+"""The status page as a client sees it: who may see it, what it says, and what it holds up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+import typing as t
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Live, Running, wait_until
+from flask import Flask
+from flask_graceful.statuspage import create_blueprint
+from program import Program, connect, is_gone, serving_pids
+from statuspages import site
+
+PAGES = ("/graceful/", "/graceful/page.css", "/graceful/page.js", "/graceful/state")
+NOTHING = "/nothing"
+
+
+@pytest.fixture
+def program(tmp_path: t.Any, live: t.Callable[..., Live]) -> Program:
+    return Program(tmp_path, live)
+
+
+def app(token: str = "", debug: bool = False, **options: t.Any) -> Flask:
+    one = Flask("site")
+    one.debug = debug
+    one.register_blueprint(create_blueprint(token, **options))
+    return one
+
+
+class Stream(ExitStack):
+    """Somebody who watches."""
+
+    def __init__(self, address: t.Any, headers: str = "") -> None:
+        super().__init__()
+        self.client = self.enter_context(connect(address))
+        request = f"GET /graceful/events HTTP/1.1\r\nHost: a\r\n{headers}\r\n"
+        self.client.send(request.encode())
+        head = self.client._until(b"\r\n\r\n").decode()
+        self.status = int(head.split()[1])
+        self.head = head.lower()
+
+    def next(self) -> dict[str, t.Any] | None:
+        """The next state; None at the end of the stream."""
+        while size := int(self.client._until(b"\r\n"), 16):
+            block = self.client._exactly(size).decode()
+            assert self.client._exactly(2) == b"\r\n"
+            if block.startswith("data: "):
+                assert block.endswith("\n\n")
+                found: dict[str, t.Any] = json.loads(block[6:])
+                return found
+        assert self.client._exactly(2) == b"\r\n"
+        return None
+
+    def states(self) -> t.Iterator[dict[str, t.Any]]:
+        while (state := self.next()) is not None:
+            yield state
+
+
+def state_of(address: t.Any) -> dict[str, t.Any]:
+    with connect(address) as client:
+        found: dict[str, t.Any] = json.loads(client.get("/graceful/state")[2])
+        return found
+
+
+def threads(port: int) -> list[str]:
+    with connect(port) as client:
+        return client.get("/threads")[2].decode().split()
+
+
+# Who may see it.
+
+
+@pytest.mark.parametrize("path", ["/graceful", *PAGES, "/graceful/events"])
+def test_without_debug_and_token_there_is_no_page(path: str) -> None:
+    for one in (app(), app("open sesame")):
+        client = one.test_client()
+        nothing = client.get(NOTHING)
+        for query in ("", "?token=", "?token=wrong", "?token=%ff", "?token=open"):
+            answer = client.get(path + query)
+            assert (answer.status_code, answer.data) == (404, nothing.data), query
+            assert answer.headers.keys() == nothing.headers.keys()
+
+
+@pytest.mark.parametrize("cookie", ["", "wrong", "open sesame", "\xff", '"\\377"'])
+def test_a_wrong_cookie_opens_nothing(cookie: str) -> None:
+    for one in (app(), app("open sesame")):
+        header = f"flask_graceful_status={cookie}".encode("latin-1").decode("latin-1")
+        answer = one.test_client().get("/graceful/", headers={"Cookie": header})
+        assert answer.status_code == 404
+
+
+def test_the_token_is_asked_for_once() -> None:
+    client = app("open sesame").test_client()
+    answer = client.get("/graceful/?token=open+sesame")
+    assert answer.status_code == 200
+    name, *rest = answer.headers["Set-Cookie"].split("; ")
+    assert sorted(rest) == ["HttpOnly", "Path=/graceful/", "SameSite=Strict"]
+    assert "sesame" not in name
+    assert all(client.get(path).status_code == 200 for path in PAGES)
+    assert client.get(NOTHING).status_code == 404
+    # Another token, and nobody has been here before.
+    value = name.partition("=")[2]
+    header = {"Cookie": f"flask_graceful_status={value}"}
+    assert app("another").test_client().get("/graceful/", headers=header).status_code == 404
+    assert app("open sesame").test_client().get("/graceful/", headers=header).status_code == 200
+
+
+def test_over_tls_the_cookie_stays_there() -> None:
+    answer = app("x").test_client().get("/graceful/?token=x", base_url="https://a/")
+    assert "Secure" in answer.headers["Set-Cookie"].split("; ")
+
+
+def test_the_page_is_found_without_its_slash() -> None:
+    client = app(debug=True).test_client()
+    answer = client.get("/graceful")
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/graceful/")
+    answer = app("a b").test_client().get("/graceful?token=a%20b")
+    assert answer.headers["Location"] == "/graceful/?token=a+b"
+
+
+def test_a_token_is_a_string() -> None:
+    with pytest.raises(TypeError, match=r"^token: expected a string, got int$"):
+        create_blueprint(12345)  # type: ignore[arg-type]
+
+
+# What it is made of.
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_nothing_comes_from_elsewhere_and_nobody_frames_it(path: str) -> None:
+    for one in (app(debug=True), app(is_open=True)):
+        answer = one.test_client().get(path)
+        assert answer.status_code == 200
+        policy = dict(
+            part.strip().split(" ", 1)
+            for part in answer.headers["Content-Security-Policy"].split(";")
+        )
+        assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+        assert {policy[f"{kind}-src"] for kind in ("script", "style", "connect")} == {"'self'"}
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert not re.search(rb"(https?:)?//[a-z0-9-]+\.", answer.data)
+        assert not re.search(rb"\son[a-z]+=|style=|<script>|<style>", answer.data)
+
+
+def test_a_plain_server_has_no_state(running: t.Callable[..., Running]) -> None:
+    one = running(app(debug=True))
+    assert state_of(one.address)["error"] == "this application is not served by GracefulServer"
+    with Stream(one.address) as stream:
+        assert stream.status == 204
+
+
+def test_without_a_control_socket_the_page_says_so(program: Program) -> None:
+    one = program.start(site(control_socket="off"))
+    with Stream(one.port) as stream:
+        state = stream.next()
+    assert state is not None and state["error"].startswith("control_socket is off")
+
+
+def test_a_control_socket_of_one_s_own_is_found(program: Program) -> None:
+    one = program.start(site(control_socket="here.sock"))
+    assert state_of(one.port)["status"]["pid"] == one.pid
+
+
+# The streams.
+
+
+def test_viewers_see_the_state_and_are_no_requests(program: Program) -> None:
+    one = program.start(site())
+    with Stream(one.port) as first, Stream(one.port) as second:
+        assert first.status == 200 and "content-type: text/event-stream" in first.head
+        began = time.monotonic()
+        for _ in range(4):
+            state = first.next()
+            assert state is not None and second.next() is not None
+        assert time.monotonic() - began < 5
+        (worker,) = state["status"]["workers"]
+        assert state["by"] == worker["pid"] == one.pid
+        assert abs(state["now"] - time.time()) < 5
+        assert worker["watching"] == worker["requests"] == 2
+        assert state["status"]["restarts"] == []
+        # Whoever watches, one asks.
+        assert threads(one.port).count("graceful-status") == 1
+    wait_until(lambda: "graceful-status" not in threads(one.port), "nobody asks any more")
+    wait_until(lambda: state_of(one.port)["status"]["workers"][0]["watching"] == 0, "none left")
+
+
+def test_viewers_leave_threads_to_others(program: Program) -> None:
+    one = program.start(site(threads=8))
+    port = one.port
+    with ExitStack() as stack:
+        streams = [stack.enter_context(Stream(port)) for _ in range(3)]
+        assert [stream.status for stream in streams] == [200, 200, 204]
+        assert state_of(port)["status"]["workers"][0]["watching"] == 2
+    wait_until(lambda: state_of(port)["status"]["workers"][0]["watching"] == 0, "room again")
+    with Stream(port) as stream:
+        assert stream.status == 200
+
+
+def test_where_there_is_one_thread_the_page_asks(program: Program) -> None:
+    one = program.start(site(threads=1))
+    with Stream(one.port) as stream:
+        assert stream.status == 204
+    assert state_of(one.port)["status"]["pid"] == one.pid
+
+
+def test_a_stream_ends_in_good_order_before_the_server_s_limit(program: Program) -> None:
+    for limits in ({"write_timeout": 2.0}, {"request_timeout_hard": 2.0}):
+        one = program.start(site(**limits))
+        began = time.monotonic()
+        with Stream(one.port) as stream:
+            assert len(list(stream.states())) >= 2
+            assert time.monotonic() - began < 2
+            assert stream.client.get("/")[2].decode() == str(one.pid)
+        assert "To be replaced" not in one.log
+
+
+# A restart and a stop.
+
+
+def test_a_viewer_holds_up_no_restart_and_is_handed_over(program: Program) -> None:
+    one = program.start(site(hammer_time=60))
+    with Stream(one.port) as stream:
+        assert stream.next() is not None
+        os.kill(one.pid, signal.SIGHUP)
+        seen = [state["status"]["workers"] for state in stream.states() if "status" in state]
+        # On the same connection.
+        second = int(stream.client.get("/")[2])
+    wait_until(lambda: is_gone(one.pid), "the old process has gone", 5)
+    assert second == serving_pids(one, 2)[1]
+    # It was seen while it booted.
+    assert any(
+        (worker["pid"], worker["state"], worker["generation"]) == (second, "booting", 2)
+        for workers in seen
+        for worker in workers
+    )
+    assert "Waiting for:" not in one.log
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_viewer_holds_up_no_stop(program: Program, workers: int) -> None:
+    one = program.start(site(hammer_time=60, workers=workers))
+    one.wait_for("Serving HTTP on" if not workers else "serves with workers")
+    with Stream(one.port) as stream:
+        assert stream.next() is not None
+        began = time.monotonic()
+        os.kill(one.pid, signal.SIGTERM)
+        list(stream.states())
+        one.process.wait(20)
+        assert time.monotonic() - began < 5
+
+
+def test_a_viewer_who_does_not_read_holds_up_nothing(program: Program) -> None:
+    one = program.start(site(hammer_time=60))
+    with connect(one.port) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.send(b"GET /graceful/events HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: state_of(one.port)["status"]["workers"][0]["watching"], "it watches")
+        os.kill(one.pid, signal.SIGHUP)
+        serving_pids(one, 2)
+        wait_until(lambda: is_gone(one.pid), "the old process has gone", 10)
+
+
+def test_workers_all_show_the_whole_service(program: Program) -> None:
+    one = program.start(site(workers=2))
+    one.wait_for("serves with workers")
+    with ExitStack() as stack:
+        seen = set()
+        for _ in range(8):
+            stream = stack.enter_context(Stream(one.port))
+            state = stream.next()
+            assert state is not None
+            seen.add(state["by"])
+            assert state["status"]["pid"] == one.pid
+            assert len(state["status"]["workers"]) == 2
+    assert len(seen) == 2
+
+
+# The blog.
+
+
+@pytest.mark.parametrize("mode", ["debug", "release"])
+def test_the_blog_has_the_page_in_debug_mode(
+    live: t.Callable[..., Live], tmp_path: t.Any, mode: str
+) -> None:
+    env = {
+        "BLOG_RUN_MODE": mode,
+        "BLOG_SERVER_HTTP_PORT": "0",
+        "BLOG_APP_JWT_SECRET": "not printed anywhere, and long enough",
+        "BLOG_DATABASE_NAME": str(tmp_path / "blog.db"),
+    }
+    one = live("app.py", cwd=ROOT, env=env)
+    (pid,) = one.wait_pids(1)
+    if mode == "debug":
+        port = int(one.wait_for(r"Listening and serving HTTP on \[::\]:(\d+)")[1])
+        with Stream(port) as stream:
+            state = stream.next()
+            assert state is not None and state["status"]["pid"] == pid
+    else:
+        port = listening_port(pid)
+        with connect(port) as client:
+            assert client.get("/graceful/")[0] == client.get("/graceful/events")[0] == 404
+
+
+def listening_port(pid: int) -> int:
+    """The TCP port of a process that logs none."""
+    own = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+            return int(words[1].rpartition(":")[2], 16)
+    raise AssertionError("it listens nowhere")
