@@ -55,9 +55,6 @@ class Desk:
     :param life: what is asked about, and carries out the rest.
     """
 
-    # Of this process, counted by restarts.
-    generation = 1
-
     def __init__(
         self,
         life: SoleLife,
@@ -81,7 +78,6 @@ class Desk:
 
         :raises ControlError: the socket can't be where the setting says.
         """
-        self.generation = inherited.generation
         # An old process has had the place until now.
         takes_over = inherited.parent is not None
         self._control.open(self._life.settings.control_socket, takes_over)
@@ -119,11 +115,11 @@ class Desk:
     def status(self, answer: Answer) -> None:
         own = self._census()
         old = self._predecessor.pid
-        older = [stranger(old, self.generation - 1, "relieved")] if old else []
+        older = [stranger(old, self._life.generation - 1, "relieved")] if old else []
         answer.result(
             {
                 "pid": own["pid"],
-                "generation": self.generation,
+                "generation": self._life.generation,
                 "state": own["state"],
                 "addresses": [place for one in self._servers for place in one.places],
                 "workers": [own, *older],
@@ -131,7 +127,7 @@ class Desk:
         )
 
     def _census(self) -> dict[str, t.Any]:
-        about = {"generation": self.generation, "state": self._life.state.name.lower()}
+        about = {"generation": self._life.generation, "state": self._life.state.name.lower()}
         return {**census(self._servers), **about}
 
     def requests(self, stacks: bool, answer: Answer) -> None:
@@ -159,7 +155,11 @@ class Desk:
         """What has become of the service."""
         successor = self._succession.successor
         assert successor is not None
-        return {"generation": self.generation + 1, "old": [os.getpid()], "new": [successor.pid]}
+        return {
+            "generation": self._life.generation + 1,
+            "old": [os.getpid()],
+            "new": [successor.pid],
+        }
 
     def part_with(self, tells: t.Iterable[Tell], reason: str) -> tuple[list[str], list[int]]:
         """Have those who wait go to another process: a record, and descriptors.

@@ -127,7 +127,7 @@ class SoleLife(Life):
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        signals, generation = self._first.handles_signals, self.desk.generation + 1
+        signals, generation = self._first.handles_signals, self.generation + 1
         return Successor(listeners, files, self._streams, signals, generation)
 
     def give_way(self) -> None:
