@@ -1,7 +1,8 @@
 """A graceful HTTP server for Flask and WSGI.
 
 `Server` is Go's net/http.Server: `serve`, `shutdown`, `close`. `GracefulServer` is endless: SIGHUP
-restarts it and SIGTERM stops it, and no request is lost.
+restarts it and SIGTERM stops it, and no request is lost. `Graceful` is the Flask extension; who
+has no Flask does not need it.
 """
 
 import importlib
@@ -11,8 +12,13 @@ import typing as t
 from .inheritance import has_parent as has_parent
 
 if t.TYPE_CHECKING:
+    from .appstate import draining_started as draining_started
+    from .appstate import restart_started as restart_started
+    from .appstate import serving_started as serving_started
+    from .appstate import shutdown_finished as shutdown_finished
     from .connection import Connection as Connection
     from .control import ControlError as ControlError
+    from .extension import Graceful as Graceful
     from .hooks import POST_SIGNAL as POST_SIGNAL
     from .hooks import PRE_SIGNAL as PRE_SIGNAL
     from .life import State as State
@@ -51,16 +57,31 @@ _PLACES = {
     "run": "restart",
     "serve": "restart",
 }
+# Not in __all__: without Flask, all the others are there.
+_FOR_FLASK = {
+    "Graceful": "extension",
+    "draining_started": "appstate",
+    "restart_started": "appstate",
+    "serving_started": "appstate",
+    "shutdown_finished": "appstate",
+}
 __all__ = ["has_parent", *_PLACES]
 
 
 def __getattr__(name: str) -> t.Any:
-    if name not in _PLACES:
+    place = _PLACES.get(name) or _FOR_FLASK.get(name)
+    if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    try:
+        module = importlib.import_module(f".{place}", __name__)
+    except ModuleNotFoundError as error:
+        if name not in _FOR_FLASK or error.name not in ("flask", "blinker"):
+            raise
+        raise ImportError(f"{name} needs Flask ({error}): pip install flask", name=name) from None
+    value = getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *_PLACES, *_FOR_FLASK})

@@ -2,7 +2,8 @@
 
 Owns the flags and the exit statuses. The flags of settings come from the table in `settings`, the
 words for the application are read by `loader`, and `GracefulServer` does the rest: `kill -1`
-starts this command anew.
+starts this command anew. A Flask application with the extension has its hooks called, and its
+configuration counts where no flag says otherwise.
 
 Rules: this is the only place that exits. What the user got wrong is one line on stderr and
 status 2; an address that can't be bound is one line and status 1; a stop by signal is status 0.
@@ -24,6 +25,11 @@ from .loader import FORMS, LoadError, load
 from .pidfile import PidFileError
 from .restart import GracefulServer
 from .server import ServerClosed
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+
+    from .appstate import AppState
 
 NAME = "flask_graceful"
 DEFAULT_ADDRESS = ":8000"
@@ -50,7 +56,13 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
     # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise; the
     # reasons of failed requests and restarts would be lost.
     log.disabled = False
-    server = GracefulServer(options.bind, app, **_chosen(options))
+    state = _extension_of(app)
+    chosen = _chosen(options)
+    if state is not None:
+        chosen = _add_configured(parser, options, state, t.cast("Flask", app))
+    server = GracefulServer(options.bind or DEFAULT_ADDRESS, app, **chosen)
+    if state is not None:
+        state.attach(server, t.cast("Flask", app))
     try:
         if options.certfile:
             server.listen_and_serve_tls(options.certfile, options.keyfile)
@@ -60,6 +72,27 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
         sys.exit(0)
     except (ListenError, PidFileError, ControlError) as error:
         _fail(FAILED, str(error))
+
+
+def _extension_of(app: t.Any) -> AppState | None:
+    """What the Flask extension keeps of the application, where it has it. Flask is not imported
+    for that."""
+    extensions = getattr(app, "extensions", None)
+    return extensions.get("graceful") if isinstance(extensions, dict) else None
+
+
+def _add_configured(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, state: AppState, app: Flask
+) -> dict[str, t.Any]:
+    """The settings, with those of the application where no flag says otherwise."""
+    try:
+        own, configured = state.configuration(app, _chosen(options))
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    options.bind = options.bind or own.bind
+    if not options.certfile:
+        options.certfile, options.keyfile = own.certfile, own.keyfile
+    return configured
 
 
 def _fail(status: int, message: str) -> t.NoReturn:
@@ -135,9 +168,8 @@ def _read(parser: argparse.ArgumentParser, arguments: t.Sequence[str] | None) ->
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse(parser, unknown)
-    options.bind = options.bind or [DEFAULT_ADDRESS]
     try:
-        parse_addresses(options.bind)
+        parse_addresses(options.bind or DEFAULT_ADDRESS)
     except ValueError as error:
         parser.error(f"argument --bind: {error}")
     try:

@@ -1,6 +1,6 @@
 """Functions of the user that a `GracefulServer` calls at points of its life.
 
-Owns the lists of them, and what happens when one fails.
+Owns the lists of them, the decorators that fill these, and what happens when one fails.
 
 Rules: a hook that runs before the act it belongs to may forbid it, by an exception or, where it
 asks a question, by False. One that runs afterwards fails alone: a line in the log with the
@@ -37,13 +37,14 @@ _ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
 class Hooks:
-    """The hooks of one server: each method of the same name registers one, and is a decorator."""
+    """The hooks of one server."""
 
     def __init__(self) -> None:
         self.before_begin: list[BeforeBegin] = []
         self.before_restart: list[Hook] = []
         self.before_shutdown: list[Hook] = []
         self.shutdown_initiated: list[Hook] = []
+        self.after_shutdown: list[Hook] = []
         self._signals: dict[tuple[int, int], list[Hook]] = {}
 
     def add_signal_hook(self, when: int, signum: int, func: Hook) -> None:
@@ -84,6 +85,67 @@ class Hooks:
     def run_shutdown_initiated(self) -> None:
         for func in self.shutdown_initiated:
             _call(func, "shutdown_initiated hook")
+
+    def run_after_shutdown(self) -> None:
+        for func in self.after_shutdown:
+            _call(func, "after_shutdown hook")
+
+
+class HookPoints:
+    """A server's decorators, each for one point of its process's life."""
+
+    def __init__(self) -> None:
+        self._hooks = Hooks()
+
+    @property
+    def before_begin(self) -> t.Callable[[BeforeBegin], BeforeBegin]:
+        """A decorator: call the function with each listening address before serving begins (E8).
+
+        Without such a function, the process id and each address are logged, as in endless.
+        In a successor this is before the old process is told to stop: an exception here leaves
+        the old one serving. Assigning a function, as the article does, replaces all others.
+        """
+        return self._add_before_begin
+
+    @before_begin.setter
+    def before_begin(self, func: BeforeBegin) -> None:
+        self._hooks.before_begin[:] = [checked_function(func, "before_begin")]
+
+    def _add_before_begin(self, func: BeforeBegin) -> BeforeBegin:
+        self._hooks.before_begin.append(checked_function(func, "before_begin"))
+        return func
+
+    def before_restart(self, func: Hook) -> Hook:
+        """A decorator: call the function before a successor is started (row G5). An exception
+        refuses the restart: it is logged, and the process goes on serving."""
+        self._hooks.before_restart.append(checked_function(func, "before_restart"))
+        return func
+
+    def before_shutdown(self, func: Hook) -> Hook:
+        """A decorator: ask the function whether the server may stop (row H3). False refuses; the
+        next signal asks again. A successor that takes over does not ask."""
+        self._hooks.before_shutdown.append(checked_function(func, "before_shutdown"))
+        return func
+
+    def shutdown_initiated(self, func: Hook) -> Hook:
+        """A decorator: call the function when no more is accepted and requests are waited for
+        (row H3). It is waited for; those of `register_on_shutdown` are not."""
+        self._hooks.shutdown_initiated.append(checked_function(func, "shutdown_initiated"))
+        return func
+
+    def after_shutdown(self, func: Hook) -> Hook:
+        """A decorator: call the function when this process has served its last request, whether
+        the service stops or a successor goes on; `listen_and_serve` ends when it has returned."""
+        self._hooks.after_shutdown.append(checked_function(func, "after_shutdown"))
+        return func
+
+    def register_signal_hook(self, when: int, signum: int, func: Hook) -> None:
+        """Call `func` at each signal, before (PRE_SIGNAL) or after (POST_SIGNAL) the server's act.
+
+        :raises ValueError: `when` is neither, or the signal is not handled (row E5).
+        :raises TypeError: the function can't be called.
+        """
+        self._hooks.add_signal_hook(when, signum, func)
 
 
 def check_signal(signum: int, what: str = "signal", known: t.Container[int] = SIGNALS) -> None:

@@ -73,6 +73,8 @@ class Life:
         self._first = servers[0]
         self.settings = self._first.settings
         self.state = State.INIT
+        # Of this process, counted by restarts; a worker's by its supervisor.
+        self.generation = 1
         self._loop = Loop()
         self.post = self._loop.post
         self.ask = self._loop.ask
@@ -166,6 +168,8 @@ class Life:
     def _begin(self) -> None:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         inherited = take_inheritance()
+        about = inherited.worker or {"generation": inherited.generation}
+        self.generation = about["generation"]
         addresses = {
             address: server.settings.tcp_keep_alive
             for server in self._servers

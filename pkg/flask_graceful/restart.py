@@ -1,6 +1,6 @@
 """`GracefulServer`: a server that signals restart and stop, the port of fvbock/endless.
 
-Owns the public face of it: addresses, hooks, the ways to serve, restart and stop. What happens in
+Owns the public face of it: addresses, the ways to serve, restart and stop. What happens in
 its process's life is in `life`.
 """
 
@@ -14,13 +14,13 @@ import threading
 import typing as t
 
 from .heirlooms import Heirlooms
-from .hooks import BeforeBegin, Hook, Hooks, check_restart_signal
+from .hooks import HookPoints, check_restart_signal
 from .inheritance import has_parent, inheritance
 from .listeners import Listener, parse_address, parse_addresses
 from .promotion import become_supervisor, check_workers
 from .relief import ReliefServer
 from .server import HTTPS_PORT, ServerClosed
-from .settings import checked_function, checked_timeout
+from .settings import checked_timeout
 from .sole import SoleLife
 from .worker import WorkerLife
 
@@ -40,7 +40,7 @@ class RestartError(RuntimeError):
     """There is no successor; the message says why."""
 
 
-class GracefulServer(ReliefServer):
+class GracefulServer(ReliefServer, HookPoints):
     """A `Server` that restarts on SIGHUP, stops on SIGTERM or SIGINT, and loses no request.
 
     Parameters are those of :class:`Server`, and `addr` may be a sequence of addresses: all of them
@@ -70,6 +70,7 @@ class GracefulServer(ReliefServer):
         **options: t.Any,
     ) -> None:
         self.addresses = parse_addresses(addr)
+        HookPoints.__init__(self)
         super().__init__(self.addresses[0].text, app, **options)
         self.grace = self.settings.idle_grace
         if not isinstance(handle_signals, bool):
@@ -83,55 +84,8 @@ class GracefulServer(ReliefServer):
         if not has_parent():
             self.parent_gone.set()
         self.heirlooms = Heirlooms()
-        self._hooks = Hooks()
         self._files = (certfile, keyfile)
         self._ended = threading.Event()
-
-    # Hooks.
-
-    @property
-    def before_begin(self) -> t.Callable[[BeforeBegin], BeforeBegin]:
-        """A decorator: call the function with each listening address before serving begins (E8).
-
-        Without such a function, the process id and each address are logged, as in endless.
-        In a successor this is before the old process is told to stop: an exception here leaves
-        the old one serving. Assigning a function, as the article does, replaces all others.
-        """
-        return self._add_before_begin
-
-    @before_begin.setter
-    def before_begin(self, func: BeforeBegin) -> None:
-        self._hooks.before_begin[:] = [checked_function(func, "before_begin")]
-
-    def _add_before_begin(self, func: BeforeBegin) -> BeforeBegin:
-        self._hooks.before_begin.append(checked_function(func, "before_begin"))
-        return func
-
-    def before_restart(self, func: Hook) -> Hook:
-        """A decorator: call the function before a successor is started (row G5). An exception
-        refuses the restart: it is logged, and the process goes on serving."""
-        self._hooks.before_restart.append(checked_function(func, "before_restart"))
-        return func
-
-    def before_shutdown(self, func: Hook) -> Hook:
-        """A decorator: ask the function whether the server may stop (row H3). False refuses; the
-        next signal asks again. A successor that takes over does not ask."""
-        self._hooks.before_shutdown.append(checked_function(func, "before_shutdown"))
-        return func
-
-    def shutdown_initiated(self, func: Hook) -> Hook:
-        """A decorator: call the function when no more is accepted and requests are waited for
-        (row H3). It is waited for; those of `register_on_shutdown` are not."""
-        self._hooks.shutdown_initiated.append(checked_function(func, "shutdown_initiated"))
-        return func
-
-    def register_signal_hook(self, when: int, signum: int, func: Hook) -> None:
-        """Call `func` at each signal, before (PRE_SIGNAL) or after (POST_SIGNAL) the server's act.
-
-        :raises ValueError: `when` is neither, or the signal is not handled (row E5).
-        :raises TypeError: the function can't be called.
-        """
-        self._hooks.add_signal_hook(when, signum, func)
 
     # Serving.
 
@@ -245,6 +199,12 @@ class GracefulServer(ReliefServer):
         return None if self._life is None else self._life.state
 
     @property
+    def generation(self) -> int:
+        """How many processes have served before this one in a row of restarts, and this one; with
+        workers, the number of the code that this one runs. 0 before it serves."""
+        return 0 if self._life is None else self._life.generation
+
+    @property
     def places(self) -> list[str]:
         """The addresses that it really has, as they are written."""
         return [one.place for one in self._listeners]
@@ -295,6 +255,7 @@ class GracefulServer(ReliefServer):
             return
         if has_served or self._acceptors:
             self.close()
+            self._hooks.run_after_shutdown()
             self.heirlooms.close()
         self._ended.set()
 

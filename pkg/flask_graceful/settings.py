@@ -105,7 +105,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for row in fields(self):
-            value = _checked(row.name, row.metadata["unit"], getattr(self, row.name))
+            value = checked(row.name, row.metadata["unit"], getattr(self, row.name))
             object.__setattr__(self, row.name, value)
         if 0 < self.request_timeout_hard < self.request_timeout:
             raise ValueError(
@@ -172,12 +172,17 @@ def from_text(name: str, text: str) -> float | int | str:
         elif unit == SECONDS:
             value = 0.0 if text == "off" else float(text)
         elif unit == SWITCH:
-            value = _WORDS.get(text.lower(), text)
+            value = switch_from_text(text)
         else:
             value = int(text)
     except ValueError:
         raise ValueError(f"{name}: expected {_EXPECTED[unit]}, got {text!r}") from None
-    return _checked(name, unit, value)
+    return checked(name, unit, value)
+
+
+def switch_from_text(value: t.Any) -> t.Any:
+    """True or False for the words that mean it; all else is returned as it is."""
+    return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def checked_timeout(value: t.Any) -> float | None:
@@ -187,7 +192,7 @@ def checked_timeout(value: t.Any) -> float | None:
     """
     if value is not None:
         # The text of its error says all.
-        _checked("timeout", SECONDS, value)
+        checked("timeout", SECONDS, value)
     return None if value is None or value == math.inf else float(value)
 
 
@@ -215,7 +220,12 @@ _RANGES = {
 }
 
 
-def _checked(name: str, unit: str, value: t.Any) -> float | int | str:
+def checked(name: str, unit: str, value: t.Any) -> float | int | str:
+    """A value of this unit, as it is used.
+
+    :param name: the setting's, for the message.
+    :raises TypeError: it is of a wrong type; ValueError: it is out of range.
+    """
     if unit == SECONDS:
         if value is None:
             return 0.0

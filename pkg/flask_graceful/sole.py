@@ -132,7 +132,7 @@ class SoleLife(Life):
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        signals, generation = self._first.handles_signals, self.desk.generation + 1
+        signals, generation = self._first.handles_signals, self.generation + 1
         self.desk.history.begin(generation)
         restarts = self.desk.history.record()
         return Successor(listeners, files, self._streams, signals, generation, restarts)

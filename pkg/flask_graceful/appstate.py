@@ -1,0 +1,166 @@
+"""What the extension keeps of one Flask application: `app.extensions["graceful"]`.
+
+Owns the way from an application to a server of it: its configuration, and the server's hooks that
+call the application's.
+
+Rules: hooks and signals run inside the application's context. What runs before the act it belongs
+to may forbid it, by an exception; what runs afterwards fails alone, with a line in the log. The
+state knows its options and its server, never the application: that is named with each call.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+from blinker import Namespace
+from flask import Flask
+
+from .configuration import Configuration, configuration
+from .restart import GracefulServer
+
+if t.TYPE_CHECKING:
+    from blinker import NamedSignal
+
+log = logging.getLogger("flask_graceful")
+
+NAME = "graceful"
+
+_signals = Namespace()
+#: Serving begins, at the address `addr`; after the hooks `before_begin`.
+serving_started = _signals.signal("graceful-serving-started")
+#: A successor is about to be started, and no hook `before_restart` has refused it.
+restart_started = _signals.signal("graceful-restart-started")
+#: This process takes no new connections any more, and finishes what it has.
+draining_started = _signals.signal("graceful-draining-started")
+#: This process has served its last request.
+shutdown_finished = _signals.signal("graceful-shutdown-finished")
+
+Hook = t.Callable[[], object]
+AddressHook = t.Callable[[str], object]
+
+
+class Points:
+    """The hooks of an extension, at points of a process's life. For all its applications."""
+
+    def __init__(self) -> None:
+        self.before_begin: list[AddressHook] = []
+        self.before_restart: list[Hook] = []
+        self.on_draining: list[Hook] = []
+        self.on_shutdown: list[Hook] = []
+        # Once a server has been told of them, another one would never be called.
+        self.is_closed = False
+
+
+class AppState:
+    """See above.
+
+    :param given: options, as `Graceful` has them.
+    """
+
+    server: GracefulServer | None = None
+
+    def __init__(self, points: Points, given: t.Mapping[str, t.Any]) -> None:
+        self._points = points
+        self._given = dict(given)
+
+    def configuration(self, app: Flask, more: t.Mapping[str, t.Any]) -> Configuration:
+        """What counts for this application; `more` comes first."""
+        return configuration(app.config, self._given, more)
+
+    def attach(self, server: GracefulServer, app: Flask) -> None:
+        """Have a server that is not served yet call the application's hooks."""
+        points = self._points
+        points.is_closed = True
+        self.server = server
+        if points.before_begin or serving_started.receivers:
+            server.before_begin(lambda addr: self._before_begin(app, addr))
+        if points.before_restart or restart_started.receivers:
+            server.before_restart(lambda: self._before_restart(app))
+        server.shutdown_initiated(lambda: self._on_draining(server, app))
+        server.after_shutdown(lambda: self._on_shutdown(app))
+
+    def _before_begin(self, app: Flask, addr: str) -> None:
+        with app.app_context():
+            for func in self._points.before_begin:
+                func(addr)
+            serving_started.send(app, addr=addr)
+
+    def _before_restart(self, app: Flask) -> None:
+        with app.app_context():
+            for func in self._points.before_restart:
+                func()
+        _tell(app, restart_started, (), "before_restart")
+
+    def _on_draining(self, server: GracefulServer, app: Flask) -> None:
+        funcs = self._points.on_draining
+        if funcs or draining_started.receivers:
+            # They may take their time: signals are heeded meanwhile, and the process waits.
+            server.spawn(_tell, app, draining_started, funcs, "on_draining")
+
+    def _on_shutdown(self, app: Flask) -> None:
+        _tell(app, shutdown_finished, self._points.on_shutdown, "on_shutdown")
+
+
+def state_of(app: Flask) -> AppState:
+    """What the extension keeps of an application.
+
+    :raises RuntimeError: nothing, since the application does not have the extension.
+    """
+    state = app.extensions.get(NAME)
+    if not isinstance(state, AppState):
+        raise RuntimeError(
+            f"the app {app.name!r} does not have the extension: create it with Graceful(app), or "
+            "call graceful.init_app(app)"
+        )
+    return state
+
+
+def make_server(app: Flask, more: t.Mapping[str, t.Any], **arguments: t.Any) -> GracefulServer:
+    """A server of an application, as its configuration says.
+
+    :param more: options that come before those of `Graceful` and `app.config`.
+    :param arguments: others of `GracefulServer`.
+    :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
+    """
+    found = app.extensions.get(NAME)
+    # An application without the extension has its configuration all the same.
+    state = found if isinstance(found, AppState) else None
+    own, settings = state.configuration(app, more) if state else configuration(app.config, more)
+    server = GracefulServer(
+        own.bind or default_address(app),
+        app,
+        certfile=own.certfile,
+        keyfile=own.keyfile,
+        **settings,
+        **arguments,
+    )
+    if state is not None:
+        state.attach(server, app)
+    return server
+
+
+def default_address(app: Flask, host: str | None = None, port: int | None = None) -> str:
+    """Where `app.run(host, port)` would serve."""
+    name = app.config.get("SERVER_NAME") or ""
+    name_host, _, name_port = name.partition(":")
+    host = host or name_host or "127.0.0.1"
+    if host.startswith("unix:"):
+        return f"unix:/{host.removeprefix('unix:').lstrip('/')}"
+    if port is None:
+        port = int(name_port or 5000)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _tell(app: Flask, signal: NamedSignal, funcs: t.Iterable[Hook], what: str) -> None:
+    """Call the functions and the receivers of the signal, whatever fails."""
+    with app.app_context():
+        for func in funcs:
+            try:
+                func()
+            except Exception:
+                log.exception("%s hook failed", what)
+        try:
+            signal.send(app)
+        except Exception:
+            log.exception("a receiver of %r failed", signal.name)

@@ -1,0 +1,311 @@
+"""`Graceful`: the server as a Flask extension.
+
+Owns the public face of it: what a user writes in an application, and what is wrong with it.
+
+Strategy: the extension is a set of hooks, options and pages that applications share; it keeps no
+application. Where a request is, is read from its environ, so that an application behaves sensibly
+under any other server: it never shuts down there.
+
+Rules: what is used in the wrong place raises a RuntimeError that names the right one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import typing as t
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import click
+from flask import Flask, cli, current_app, has_app_context, has_request_context, request
+from flask.helpers import get_debug_flag, get_load_dotenv
+
+from . import health, metrics
+from .appstate import (
+    NAME,
+    AddressHook,
+    AppState,
+    Hook,
+    Points,
+    default_address,
+    make_server,
+    state_of,
+)
+from .control import ControlError
+from .inheritance import inheritance
+from .listeners import ListenError
+from .pidfile import PidFileError
+from .restart import GracefulServer, serve
+from .server import Server, ServerClosed
+from .settings import checked_function
+from .tls import CertificateFileError
+
+T = t.TypeVar("T")
+
+# What app.run() takes besides, and what is said here instead.
+_WERKZEUGS = {
+    "threaded": "requests always run in threads; threads=N is the most of them",
+    "processes": "workers=N serves with several processes",
+    "use_reloader": "debug=True is all there is",
+    "use_debugger": "debug=True is all there is",
+    "use_evalex": "debug=True is all there is",
+    "extra_files": "debug=True is all there is",
+    "exclude_patterns": "debug=True is all there is",
+    "reloader_interval": "debug=True is all there is",
+    "reloader_type": "debug=True is all there is",
+}
+
+
+class Graceful:
+    """The extension.
+
+    :param app: initialised at once; else by `init_app`, as many as there are.
+    :param options: any setting of the server, and `bind`, `livez` and so on: the keys of
+        `app.config` in lower case and without `GRACEFUL_`, which they come before.
+    :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
+    """
+
+    def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
+        self._points = Points()
+        self._options = options
+        # Where nothing ever shuts down.
+        self._never = threading.Event()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Have an application use the extension. Its configuration is read now, and again when it
+        is served.
+
+        :raises RuntimeError: it does so already, or metrics need what is not installed.
+        :raises TypeError: a key or option is unknown or of a wrong type; ValueError: it is out of
+            range.
+        """
+        if not isinstance(app, Flask):
+            raise TypeError(f"expected a Flask application, got {app!r}")
+        if NAME in app.extensions:
+            raise RuntimeError(
+                f"the app {app.name!r} has the extension already: use either Graceful(app) or "
+                "init_app(app), and once"
+            )
+        state = AppState(self._points, self._options)
+        options = state.configuration(app, {}).options
+        pages: dict[str, health.Page] = {}
+        if options.livez:
+            pages[options.livez] = health.livez
+        if options.readyz:
+            pages[options.readyz] = partial(
+                health.readyz, ready_during_delay=options.readyz_during_delay
+            )
+        if options.metrics:
+            app.wsgi_app = metrics.Measured(app.wsgi_app)  # type: ignore[method-assign]
+            pages[options.metrics] = metrics.page
+        if pages:
+            app.wsgi_app = health.Pages(app.wsgi_app, pages)  # type: ignore[method-assign]
+        app.extensions[NAME] = state
+
+    # Serving.
+
+    def run(
+        self,
+        app: Flask,
+        host: str | None = None,
+        port: int | None = None,
+        debug: bool | None = None,
+        load_dotenv: bool = True,
+        **options: t.Any,
+    ) -> None:
+        """Serve an application until a signal ends it: what `app.run()` becomes.
+
+        `kill -1` starts the program anew, and no client notices. As `app.run`, it does nothing
+        in a program that a `flask` command has imported.
+
+        :param host: where to listen; by default `GRACEFUL_BIND`, then that of `SERVER_NAME`, then
+            `127.0.0.1`. `unix:///path` is a Unix socket.
+        :param port: 5000 by default, or that of `SERVER_NAME`.
+        :param debug: sets `app.debug`.
+        :param load_dotenv: read `.env` and `.flaskenv`, where python-dotenv is installed.
+        :param options: those of `Graceful`, and `ssl_context`: an `ssl.SSLContext`, or a
+            certificate's file and its key's.
+        :raises SystemExit: the address can't be used, or one of the files; as `app.run` does, with
+            one line that says why, and status 1.
+        :raises RuntimeError: called in a request or a thread, or for an app without the extension.
+        :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
+        """
+        if not isinstance(app, Flask):
+            raise TypeError(f"run(): expected a Flask application, got {app!r}")
+        state_of(app)
+        _check_place()
+        if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+            click.secho(
+                " * Ignoring a call to 'graceful.run()' that would block the current 'flask' CLI "
+                "command.\n   Only call it in an 'if __name__ == \"__main__\"' guard.",
+                fg="red",
+            )
+            return
+        if get_load_dotenv(load_dotenv):
+            cli.load_dotenv()
+            if "FLASK_DEBUG" in os.environ:
+                app.debug = get_debug_flag()
+        if debug is not None:
+            app.debug = bool(debug)
+        arguments = _for_server(app, host, port, options)
+        server = make_server(app, options, **arguments)
+        pid = os.getpid() if inheritance().worker is None else os.getppid()
+        server.before_begin(partial(_announce, app, server, pid))
+        try:
+            serve(server)
+        except ServerClosed:
+            # Told to stop before it began.
+            pass
+        except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
+            sys.exit(f"{app.name}: {error}")
+
+    # Hooks.
+
+    def before_begin(self, func: AddressHook) -> AddressHook:
+        """A decorator: call the function with each address before serving begins there.
+
+        An exception keeps this process from serving; an old one then goes on.
+        """
+        return self._add(self._points.before_begin, func, "before_begin")
+
+    def before_restart(self, func: Hook) -> Hook:
+        """A decorator: call the function before a successor is started. An exception refuses the
+        restart: it is logged, and this process goes on serving."""
+        return self._add(self._points.before_restart, func, "before_restart")
+
+    def on_draining(self, func: Hook) -> Hook:
+        """A decorator: call the function when this process takes no new connections any more,
+        because it stops or because its successor has taken over. What it still has to do is
+        waited for. This is the time to close WebSockets."""
+        return self._add(self._points.on_draining, func, "on_draining")
+
+    def on_shutdown(self, func: Hook) -> Hook:
+        """A decorator: call the function when this process has served its last request, whether
+        the service stops or a successor goes on. This is the time to close pools."""
+        return self._add(self._points.on_shutdown, func, "on_shutdown")
+
+    def _add(self, funcs: list[T], func: T, what: str) -> T:
+        if self._points.is_closed:
+            raise RuntimeError(
+                f"{what}: an app is served already, and would never call it; register it before "
+                "run()"
+            )
+        checked_function(t.cast("t.Callable[..., object]", func), what)
+        funcs.append(func)
+        return func
+
+    # In a request.
+
+    @property
+    def shutting_down(self) -> bool:
+        """Has this process begun to end, because it stops or because its successor has taken
+        over? Never so under another server."""
+        return self.shutdown_event.is_set()
+
+    @property
+    def shutdown_event(self) -> threading.Event:
+        """Set while `shutting_down`: to be waited for, not to be set. It may be kept after the
+        request, by a stream that goes on."""
+        server = self._server()
+        return self._never if server is None else server.shutdown_event
+
+    def track(self) -> AbstractContextManager[None]:
+        """Count the block of a `with` as work that a stop and a restart wait for; under another
+        server it is just a block."""
+        server = self._server()
+        return nullcontext() if server is None else server.track()
+
+    def until_shutdown(
+        self, iterable: t.Iterable[T], *, farewell: T | None = None
+    ) -> t.Iterator[T]:
+        """The items of a stream, as long as this process is not `shutting_down`.
+
+        It looks between two items: an iterable that waits for its next one for long keeps the
+        process waiting too.
+
+        :param farewell: a last item for a client that is sent away; None: there is none.
+        """
+        return _until(self.shutdown_event, iterable, farewell)
+
+    def _server(self) -> Server | None:
+        """The server of this process; None: another one."""
+        if has_request_context():
+            state_of(current_app)
+            return t.cast("Server | None", request.environ.get("flask_graceful.server"))
+        if not has_app_context():
+            raise RuntimeError(
+                "nobody knows which app is meant: use this in a request, or in a block "
+                "`with app.app_context():`; what a thread or a stream needs can be got before"
+            )
+        return state_of(current_app).server
+
+
+def _check_place() -> None:
+    """:raises RuntimeError: nothing can be served from here."""
+    if has_request_context():
+        raise RuntimeError(
+            "graceful.run() was called while a request is served: call it once, at the end of the "
+            "program"
+        )
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError(
+            "graceful.run() handles signals and must be called in the main thread; in another one, "
+            "use Server(addr, app).listen_and_serve()"
+        )
+
+
+def _for_server(
+    app: Flask, host: str | None, port: int | None, options: dict[str, t.Any]
+) -> dict[str, t.Any]:
+    """Put what `app.run` calls otherwise among the options; what is left is for the server."""
+    for name, remedy in _WERKZEUGS.items():
+        if name in options:
+            raise TypeError(f"{name} is an option of Werkzeug's server; {remedy}")
+    if host is not None or port is not None:
+        if "bind" in options:
+            raise TypeError("run(): give either bind, or host and port")
+        options["bind"] = default_address(app, host, port)
+    context = options.pop("ssl_context", None)
+    if isinstance(context, str):
+        raise TypeError(
+            f"ssl_context: expected an ssl.SSLContext or (certfile, keyfile), got {context!r}"
+        )
+    if isinstance(context, tuple):
+        options["certfile"], options["keyfile"] = (*context, "")[:2]
+        context = None
+    return {} if context is None else {"ssl_context": context}
+
+
+def _announce(app: Flask, server: GracefulServer, pid: int, addr: str) -> None:
+    """Say where the application is, on standard output as app.run does.
+
+    :param pid: the process that is to be signalled.
+    """
+    scheme = "http" if server._serves_with is None else "https"
+    url = f"unix:{addr}" if addr[:1] in "/@" else f"{scheme}://{addr}"
+    click.echo(
+        f" * Serving Flask app {app.name!r} on {url} "
+        f"(kill -1 {pid} restarts it, kill {pid} stops it)"
+    )
+
+
+def _until(
+    event: threading.Event, iterable: t.Iterable[T], farewell: T | None
+) -> t.Generator[T, None, None]:
+    items = iter(iterable)
+    try:
+        while not event.is_set():
+            try:
+                yield next(items)
+            except StopIteration:
+                return
+        if farewell is not None:
+            yield farewell
+    finally:
+        close = getattr(iterable, "close", None)
+        if close is not None:
+            close()

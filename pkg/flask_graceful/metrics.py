@@ -1,0 +1,196 @@
+"""Metrics for Prometheus, through prometheus_client.
+
+Owns what is measured of requests, what is told of processes, and the page with all of it.
+
+Strategy: requests are counted as they are answered, in prometheus_client's own registry, beside the
+application's metrics. What a process does now is looked up when somebody asks. With
+PROMETHEUS_MULTIPROC_DIR, prometheus_client adds up the requests of all processes, those that have
+ended included, so a restart does not set them back. With workers, the supervisor is asked what all
+of them do; without its control socket, only this one's numbers are there.
+
+Rules: prometheus_client is imported only by an application that wants metrics, and nothing is
+measured for one that does not. A label has few values, whatever clients send.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+import typing as t
+from collections import Counter
+
+from .ask import AskError, Caller, find, is_alive
+from .census import census
+from .health import Answer, state_of
+from .restart import GracefulServer
+from .worker import WorkerLife
+
+if t.TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+    from .server import Server
+
+# How long a supervisor may take to tell what its workers do, in seconds.
+PATIENCE = 2.0
+_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".split())
+_OF_A_PROCESS = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
+
+
+class Meters:
+    """What is measured of requests, once in a process.
+
+    :raises RuntimeError: prometheus_client is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import prometheus_client
+        except ImportError as error:
+            raise RuntimeError(
+                "metrics need prometheus_client, which can't be imported "
+                f"({error}): pip install prometheus-client"
+            ) from None
+        labels = ("method", "status")
+        self.requests = prometheus_client.Counter(
+            "graceful_requests", "Requests that were answered, or have failed.", labels
+        )
+        self.seconds = prometheus_client.Histogram(
+            "graceful_request_seconds", "Time until the application began its answer.", labels
+        )
+
+
+@functools.cache
+def meters() -> Meters:
+    """Those of this process: prometheus_client bears no second ones of the same names."""
+    return Meters()
+
+
+class Measured:
+    """A WSGI application whose requests are measured."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+        self._meters = meters()
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> t.Iterable[bytes]:
+        began = time.perf_counter()
+        method = environ["REQUEST_METHOD"]
+        status = ""
+
+        def start(
+            line: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
+        ) -> t.Callable[[bytes], object]:
+            nonlocal status
+            status = line
+            return start_response(line, headers, exc_info)
+
+        try:
+            return self._app(environ, start)
+        except BaseException:
+            status = "500"
+            raise
+        finally:
+            labels = (method if method in _METHODS else "other", f"{status[:1] or '?'}xx")
+            self._meters.requests.labels(*labels).inc()
+            if "HTTP_UPGRADE" not in environ:
+                # A WebSocket's answer is over when its client leaves.
+                self._meters.seconds.labels(*labels).observe(time.perf_counter() - began)
+
+
+def page(server: Server | None) -> Answer:
+    """Everything, in Prometheus's text format."""
+    import prometheus_client
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry: CollectorRegistry = prometheus_client.REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = prometheus_client.CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    now = prometheus_client.CollectorRegistry()
+    if isinstance(server, GracefulServer):
+        now.register(_Now(server))
+    latest = prometheus_client.generate_latest
+    return Answer("200 OK", prometheus_client.CONTENT_TYPE_LATEST, latest(registry) + latest(now))
+
+
+class _Now:
+    """A collector of prometheus_client: what a service does now."""
+
+    def __init__(self, server: GracefulServer) -> None:
+        self._server = server
+
+    def collect(self) -> t.Iterator[Metric]:
+        """As prometheus_client asks for it."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        def by_state(name: str, help: str, counts: Counter[str]) -> Metric:
+            family = GaugeMetricFamily(name, help, labels=["state"])
+            for state, count in sorted(counts.items()):
+                family.add_metric([state], count)
+            return family
+
+        processes = _processes(self._server)
+        requests = sum(one["requests"] or 0 for one in processes)
+        tracked = sum(one["tracked"] or 0 for one in processes)
+        generation = max(one["generation"] for one in processes)
+        connections: Counter[str] = Counter()
+        for one in processes:
+            connections.update(one["connections"] or {})
+        states = Counter(one["state"] for one in processes)
+        # But for the one that asks.
+        in_flight = max(0, requests - 1)
+        yield GaugeMetricFamily("graceful_requests_in_flight", "Requests that run.", in_flight)
+        yield GaugeMetricFamily("graceful_tracked_work", "Work beside requests.", tracked)
+        yield by_state("graceful_connections", "Open connections.", connections)
+        yield by_state("graceful_processes", "Processes of the service.", states)
+        yield GaugeMetricFamily("graceful_generation", "Of the newest process.", generation)
+        restarts = max(0, generation - 1)
+        yield CounterMetricFamily("graceful_restarts", "Since the service began.", restarts)
+
+
+def _processes(server: GracefulServer) -> list[dict[str, t.Any]]:
+    """What each process of the service does now."""
+    if isinstance(server._life, WorkerLife) and (found := _ask_supervisor(server)):
+        return found
+    about = {"generation": server.generation, "state": state_of(server).name.lower()}
+    return [{**census([server]), **about}]
+
+
+def _ask_supervisor(server: GracefulServer) -> list[dict[str, t.Any]]:
+    """What all workers do; nothing when it can't be asked."""
+    setting = server.settings.control_socket
+    if not setting:
+        return []
+    try:
+        path = find(os.getppid())[0].path if setting == "auto" else setting
+        with Caller(path, PATIENCE) as caller:
+            status = caller.ask("status")
+    except AskError:
+        return []
+    return t.cast("list[dict[str, t.Any]]", status["workers"])
+
+
+def forget(pid: int) -> None:
+    """A process ends: its gauges do not count any more, in a directory that several share."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def forget_the_dead() -> None:
+    """The same for those that were killed, and could not say so themselves."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:
+        return
+    matches = map(_OF_A_PROCESS.fullmatch, os.listdir(directory))
+    for pid in {int(match[1]) for match in matches if match}:
+        if not is_alive(pid):
+            forget(pid)
