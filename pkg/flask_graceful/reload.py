@@ -18,7 +18,7 @@ import os
 import typing as t
 
 from . import reexec
-from .child import how_it_ended, quoted
+from .child import how_it_ended
 from .consent import Consent
 from .loop import Timer
 from .staff import Duty, Worker
@@ -207,7 +207,7 @@ class Reload:
 
     def _fail(self, reason: str, lines: t.Sequence[str] = (), is_seen: bool = False) -> None:
         self._drop()
-        self._supervisor.on_failure(reason, quoted([] if is_seen else lines))
+        self._supervisor.on_failure(reason, lines, is_seen)
         waiting, self.waiting = self.waiting, []
         for outcome in waiting:
             outcome.error(reason, lines)

@@ -21,7 +21,7 @@ import typing as t
 from functools import partial
 
 from . import reexec
-from .child import how_it_ended
+from .child import how_it_ended, quoted
 from .control import ControlError
 from .ending import KILL_TIME, Ending
 from .loop import Loop, Timer
@@ -269,11 +269,13 @@ class Supervisor:
         # Some may have died meanwhile.
         self._replacement.replace()
 
-    def on_failure(self, reason: str, quotation: str) -> None:
+    def on_failure(self, reason: str, lines: t.Sequence[str], is_seen: bool) -> None:
         """The new workers do not come to serve.
 
-        :param quotation: what they have printed, to be shown below.
+        :param lines: what they have printed last.
+        :param is_seen: on a terminal, above what is logged.
         """
+        quotation = quoted([] if is_seen else lines)
         if self.team.generation > 1 or self.is_stopping:
             new = [one for one in self.team.workers if one.generation == self.team.generation]
             is_mixed = any(one.duty is Duty.SERVING for one in new)
@@ -281,7 +283,7 @@ class Supervisor:
             log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
             if not self.is_stopping:
                 self.notifier.ready(f"Reload failed: {reason}")
-            self.team.tell(Duty.SERVING, {"refused": reason})
+            self.team.tell(Duty.SERVING, {"refused": reason, "lines": list(lines)})
             self._replacement.replace()
         else:
             log.error("%d Start failed: %s.%s", os.getpid(), reason, quotation)
