@@ -17,7 +17,14 @@ import typing as t
 
 from .ask import AskError, Caller, Ended, Found, ProcessEnd, Refused, find
 
-NAMES = ("reload", "requests", "status", "stop")
+# What each does, in a line.
+SUMMARIES = {
+    "reload": "start the code anew, and wait until it serves, or tell why it does not",
+    "requests": "show the requests that run now",
+    "status": "show the processes of a server, and what they do",
+    "stop": "stop a server after the requests in flight, and wait for its end",
+}
+NAMES = tuple(SUMMARIES)
 MISUSED = 2
 FAILED = 1
 INTERRUPTED = 130
@@ -30,13 +37,14 @@ TELL_TIME = 5.0
 Json = dict[str, t.Any]
 
 
-def main(arguments: t.Sequence[str]) -> t.NoReturn:
+def main(arguments: t.Sequence[str], program: str = "python -m flask_graceful") -> t.NoReturn:
     """Ask a server.
 
     :param arguments: a command, and its flags.
+    :param program: what the user has called.
     :raises SystemExit: always, with the exit status.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         # What can't be shown must not be an error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -60,11 +68,15 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(MISUSED)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m flask_graceful", allow_abbrev=False)
+def _parser(program: str) -> argparse.ArgumentParser:
+    """
+    :param program: what the user has called.
+    """
+    parser = _Parser(prog=program, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    def add(name: str, run: t.Callable[[argparse.Namespace], None], text: str) -> _Parser:
+    def add(name: str, run: t.Callable[[argparse.Namespace], None]) -> _Parser:
+        text = SUMMARIES[name]
         one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         which = one.add_mutually_exclusive_group()
         which.add_argument(
@@ -74,15 +86,15 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    add("reload", _reload, "start the code anew, and wait until it serves, or tell why it does not")
-    status = add("status", _status, "show the processes of a server, and what they do")
-    requests = add("requests", _requests, "show the requests that run now")
+    add("reload", _reload)
+    status = add("status", _status)
+    requests = add("requests", _requests)
     requests.add_argument(
         "--stacks", action="store_true", help="with the Python stack of each request's thread"
     )
     for one in (status, requests):
         one.add_argument("--json", action="store_true", help="for programs")
-    stop = add("stop", _stop, "stop a server after the requests in flight, and wait for its end")
+    stop = add("stop", _stop)
     stop.add_argument(
         "--timeout",
         type=_seconds,

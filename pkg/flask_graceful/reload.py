@@ -18,7 +18,7 @@ import os
 import typing as t
 
 from . import reexec
-from .child import how_it_ended, quoted
+from .child import how_it_ended
 from .consent import Consent
 from .loop import Timer
 from .staff import Duty, Worker
@@ -229,7 +229,7 @@ class Reload:
         else:
             is_mixed = turnover is not None and turnover.has_begun()
             what = "what has taken over stays" if is_mixed else "nothing has changed"
-            self._supervisor.on_failure(reason, what, quotation)
+            self._supervisor.on_failure(reason, lines, what + "." + quotation)
         waiting, self.waiting = self.waiting, []
         for outcome in waiting:
             outcome.error(reason, lines)

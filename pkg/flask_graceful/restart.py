@@ -17,6 +17,7 @@ from .heirlooms import Heirlooms
 from .hooks import HookPoints, check_restart_signal
 from .inheritance import has_parent, inheritance
 from .listeners import Listener, parse_address, parse_addresses
+from .loop import Reason
 from .promotion import become_supervisor, check_workers
 from .relief import ReliefServer
 from .server import HTTPS_PORT, ServerClosed
@@ -37,7 +38,11 @@ log = logging.getLogger("flask_graceful")
 
 
 class RestartError(RuntimeError):
-    """There is no successor; the message says why."""
+    """There is no successor; the message says why, and `lines` what it has printed last."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.lines = list(reason.lines) if isinstance(reason, Reason) else []
 
 
 class GracefulServer(ReliefServer, HookPoints):

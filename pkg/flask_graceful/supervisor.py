@@ -295,16 +295,17 @@ class Supervisor:
         self._exit_status = 1
         self.ending.is_begun = True
 
-    def on_failure(self, reason: str, what: str, quotation: str) -> None:
+    def on_failure(self, reason: str, lines: t.Sequence[str], what: str) -> None:
         """New workers do not come to serve, in place of older ones.
 
-        :param what: what this means.
+        :param lines: what they have printed last.
+        :param what: what this means, for the log.
         """
         self.history.fail(reason)
-        log.error("%d Reload failed: %s; %s.%s", os.getpid(), reason, what, quotation)
+        log.error("%d Reload failed: %s; %s", os.getpid(), reason, what)
         if not self.is_stopping:
             self.notifier.ready(f"Reload failed: {reason}")
-        self.team.tell(Duty.SERVING, {"refused": reason})
+        self.team.tell(Duty.SERVING, {"refused": reason, "lines": list(lines)})
         self._replacement.replace()
 
     def _limit_generations(self) -> None:

@@ -28,7 +28,7 @@ from .heirs import Heirs
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .life import Life, State
 from .listeners import Listener, ListenError
-from .loop import Tell, to_nobody
+from .loop import Reason, Tell, to_nobody
 from .pidfile import PidFile, PidFileError
 from .predecessor import Predecessors
 from .shares import NAME, Shares
@@ -76,7 +76,7 @@ class WorkerLife(Life):
             "consult": self._on_consult,
             "ask": self._on_question,
             "limit": lambda record: self.limit(record.data["limit"]),
-            "refused": lambda record: self._answer(record.data["refused"]),
+            "refused": self._on_refused,
         }
 
     def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
@@ -204,6 +204,10 @@ class WorkerLife(Life):
         else:
             answer = census(self._servers, self.moved)
         self._say({"answer": answer, "number": record.data["number"]})
+
+    def _on_refused(self, record: Record) -> None:
+        # An older supervisor says no lines.
+        self._answer(Reason.of(record.data["refused"], record.data.get("lines", [])))
 
     def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
         """Let connections go to other workers, from now on or instead of to former ones."""

@@ -1,0 +1,232 @@
+"""The development mode: changed code is started, while the code that ran goes on serving.
+
+Owns the thread that looks for changes and asks for the restart, the notice of a failure, and the
+log of requests.
+
+Strategy: each process looks after the files that it was made of itself. It asks for a restart, as
+anybody could; when a successor has taken over it looks no more, since that one does. A successor
+knows what it has loaded, so what was changed while it booted is not overlooked. When there is none,
+the reason is shown in the pages of this process, and the next change is the next try.
+
+Rules: changes are learnt from `watchfiles`, or by a look now and then where it is not installed or
+the system does not tell. What counts is what the look finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import threading
+import time
+import traceback
+import typing as t
+
+from werkzeug.debug import DebuggedApplication
+
+from .life import State
+from .notice import PATH, Failure, Notice
+from .restart import RestartError
+
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask import Flask
+
+    from .restart import GracefulServer
+    from .sources import Sources
+
+Events = t.Generator[set[tuple[t.Any, str]], None, None]
+
+log = logging.getLogger("flask_graceful")
+
+# How often files are looked at without any word of a change, and where there is never any; seconds.
+LOOK_TIME = 2.0
+FAST_LOOK_TIME = 1.0
+# How often it is asked whether the process serves yet.
+BOOT_LOOK_TIME = 0.02
+# Changes that come so close together are one, and no longer than this; in milliseconds.
+STEP = 50
+LONGEST = 400
+MISSING = (
+    " * watchfiles is not installed: changes are looked for once a second. "
+    "pip install 'flask-graceful[dev]' has them noticed at once."
+)
+# Of modules that are on the way from the command to the user's code.
+_WAY = {
+    "_frozen_importlib",
+    "_frozen_importlib_external",
+    "click",
+    "flask",
+    "flask_graceful",
+    "importlib",
+    "runpy",
+}
+
+
+class Development:
+    """
+    :param app: the application.
+    :param sources: what it is made of, and looked after; None: it is not.
+    :param host: where Werkzeug's debugger is to be reached, besides this machine; None: there is
+        no debugger.
+    """
+
+    def __init__(self, app: Flask, sources: Sources | None, host: str | None) -> None:
+        self._sources = sources
+        self._is_over = threading.Event()
+        self._debugged = None if host is None else _debugged(app, host)
+        self._notice = Notice(RequestLog(self._debugged or app))
+        # What is to be served.
+        self.wsgi: WSGIApplication = self._notice
+        if sources is not None:
+            sources.complete(_templates(app))
+
+    def banner(self) -> t.Iterator[str]:
+        """What is to be known by whoever has started it."""
+        if self._debugged is not None:
+            pin = self._debugged.pin
+            yield f" * Debugger PIN: {pin}" if pin else " * Debugger PIN disabled, for everybody"
+        if self._sources is not None and not _is_installed():
+            yield MISSING
+
+    @contextlib.contextmanager
+    def looking_after(self, server: GracefulServer) -> t.Iterator[None]:
+        """Restart the server when something has changed, as long as this lasts."""
+        if self._sources is None:
+            yield
+            return
+        thread = threading.Thread(
+            target=self._run, args=(server, self._sources), name="graceful-development", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join(LOOK_TIME)
+
+    def _run(self, server: GracefulServer, sources: Sources) -> None:
+        while server.state in (None, State.INIT):
+            if self._is_over.wait(BOOT_LOOK_TIME):
+                return
+        for _ in self._moments(sources):
+            while server.state is State.RUNNING and (changed := sources.changed()):
+                self._restart(server, changed)
+            if server.state is not State.RUNNING:
+                return
+
+    def _restart(self, server: GracefulServer, changed: t.Sequence[str]) -> None:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        log.info(" * Detected change in %r%s, restarting", os.path.relpath(changed[0]), more)
+        try:
+            server.restart(wait=True)
+        except RestartError as error:
+            self._notice.failure = Failure(str(error), error.lines)
+        except RuntimeError:
+            # It is over.
+            self._is_over.set()
+
+    # When to look.
+
+    def _moments(self, sources: Sources) -> t.Iterator[None]:
+        """Return now and then, and when something has happened that could be a change."""
+        yield
+        try:
+            import watchfiles
+        except ImportError:
+            while not self._is_over.wait(FAST_LOOK_TIME):
+                yield
+            return
+        while not self._is_over.is_set():
+            try:
+                yield from self._events(sources, watchfiles.watch)
+            except (OSError, RuntimeError) as error:
+                # A directory has gone meanwhile, or the system's limit is reached.
+                log.debug("watchfiles: %s", error)
+                self._is_over.wait(FAST_LOOK_TIME)
+                yield
+
+    def _events(self, sources: Sources, watch: t.Callable[..., Events]) -> t.Iterator[None]:
+        """The same for the directories of now; return when they are others."""
+        places = set(sources.directories)
+        looked = time.monotonic()
+        events = watch(
+            *sorted(place for place in places if os.path.isdir(place)),
+            watch_filter=None,
+            debounce=LONGEST,
+            step=STEP,
+            stop_event=self._is_over,
+            rust_timeout=int(LOOK_TIME * 1000),
+            yield_on_timeout=True,
+            raise_interrupt=False,
+            recursive=False,
+        )
+        with contextlib.closing(events):
+            for found in events:
+                is_due = time.monotonic() - looked > LOOK_TIME / 2
+                if is_due or any(sources.concerns(path) for _, path in found):
+                    yield
+                    looked = time.monotonic()
+                if sources.directories != places:
+                    return
+
+
+class RequestLog:
+    """The application, with a line in the log for each request, as `flask run` has it."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> t.Iterable[bytes]:
+        if environ.get("PATH_INFO") == PATH:
+            # The notice asks each second.
+            return self._app(environ, start_response)
+        began = time.monotonic()
+
+        def start(status: str, headers: t.Any, *rest: t.Any) -> t.Callable[[bytes], object]:
+            log.info(
+                '%s "%s %s" %s %.0f ms',
+                environ.get("REMOTE_ADDR") or "-",
+                environ["REQUEST_METHOD"],
+                ascii(environ.get("RAW_URI", environ.get("PATH_INFO", "")))[1:-1],
+                status[:3],
+                (time.monotonic() - began) * 1000,
+            )
+            return start_response(status, headers, *rest)
+
+        return self._app(environ, start)
+
+
+def print_failure(error: BaseException) -> None:
+    """The traceback of code that could not be loaded, from the user's first line on."""
+    trace = error.__traceback__
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if name != "__main__" and name.partition(".")[0] not in _WAY:
+            break
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+
+
+def _debugged(app: Flask, host: str) -> DebuggedApplication:
+    """With Werkzeug's debugger, as `flask run` has it."""
+    debugged = DebuggedApplication(app, evalex=True)
+    debugged.trusted_hosts.append(host)
+    return debugged
+
+
+def _templates(app: Flask) -> list[str]:
+    """The directories of templates that are not read anew when they change."""
+    reads_anew = app.config["TEMPLATES_AUTO_RELOAD"]
+    if reads_anew or (reads_anew is None and app.debug):
+        return []
+    loaders = [one.jinja_loader for one in (app, *app.blueprints.values())]
+    return [path for loader in loaders for path in getattr(loader, "searchpath", ())]
+
+
+def _is_installed() -> bool:
+    """Can the system tell of changes?"""
+    return importlib.util.find_spec("watchfiles") is not None

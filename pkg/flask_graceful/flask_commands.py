@@ -1,0 +1,301 @@
+"""`flask graceful`: the commands beside Flask's own.
+
+Owns the flags of `flask graceful run`, what the application's configuration says of them, and how
+errors look. Flask finds the application; `commands` has what the other commands do.
+
+Strategy: the flags of `flask run` are taken from `flask run` itself, with their variables
+(FLASK_RUN_PORT); those of settings come from the table in `settings`. A restart is the same command
+once more.
+
+Rules: a flag comes before its variable, a variable before the configuration, and that before the
+default. Every `flask` command imports this module, so what serves is imported only by `run`; no
+other command loads the application.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import typing as t
+from functools import partial
+
+import click
+from flask.cli import ScriptInfo, pass_script_info, run_command, show_server_banner
+from flask.helpers import get_debug_flag
+
+# `command` is needed later, but the directory may be another one then.
+from . import command as command
+from . import commands, settings
+from .inheritance import has_parent
+
+if t.TYPE_CHECKING:
+    import ssl
+
+    from flask import Flask
+
+    from .development import Development
+    from .restart import GracefulServer
+    from .sources import Sources
+
+    Certificate = ssl.SSLContext | tuple[str, str] | t.Literal["adhoc"] | None
+
+# Of `flask run`.
+_TAKEN = (
+    "host port debug cert key reload debugger with_threads extra_files exclude_patterns".split()
+)
+DOTENV = (".env", ".flaskenv")
+
+log = logging.getLogger("flask_graceful")
+
+
+@click.group("graceful", help="Serve the application gracefully, and ask a server that runs.")
+def cli() -> None:
+    pass
+
+
+def _run(info: ScriptInfo, **given: t.Any) -> None:
+    """Serve the application.
+
+    kill -1 starts the code anew without losing a request, kill stops it after the requests in
+    flight. With --debug the code is started anew when a file changes, the old code goes on serving
+    if that fails, and exceptions in requests are shown by Werkzeug's debugger.
+    """
+    chosen = {row.name: given.pop(row.name) for row in settings.rows()}
+    flags = {name: value for name, value in chosen.items() if value is not None}
+    debug = get_debug_flag()
+    reload, debugger = (
+        debug if given[name] is None else given[name] for name in ("reload", "debugger")
+    )
+    if not given["with_threads"]:
+        flags.setdefault("threads", 1)
+    if reload or debugger:
+        _check_single(flags)
+        # The frames of the debugger are in one process; and the process in the foreground of the
+        # terminal is to stay there.
+        flags["workers"] = 1
+    sources = _sources(given) if reload else None
+    app = _load(info, is_developed=reload)
+    # Shown whatever the level of the root logger; the application may set another one, and the
+    # stdlib's dictConfig switches off the loggers that it finds.
+    log.setLevel(logging.INFO)
+    log.disabled = False
+    if not has_parent():
+        show_server_banner(debug, info.app_import_path)
+    development = _development(app, sources, given["host"] if debugger else None)
+    _serve(app, _address(given["host"], given["port"]), flags, given["cert"], development)
+
+
+def _check_single(flags: dict[str, t.Any]) -> None:
+    count = flags.get("workers", 1)
+    if count > 1:
+        raise click.UsageError(
+            f"--workers {count}: the debugger and the restart on changes need a single worker; "
+            "leave out --workers, or --debug"
+        )
+
+
+# The application.
+
+
+def _sources(given: dict[str, t.Any]) -> Sources:
+    """What the program is made of, remembered from now on."""
+    from .sources import Sources
+
+    extra = [*(given["extra_files"] or ()), *DOTENV]
+    sources = Sources(extra, given["exclude_patterns"] or ())
+    sources.begin()
+    return sources
+
+
+def _load(info: ScriptInfo, is_developed: bool) -> Flask:
+    """:raises NoAppException: Flask does not find it; what it raises itself passes through."""
+    try:
+        return info.load_app()
+    except click.ClickException:
+        raise
+    except Exception as error:
+        if not is_developed:
+            raise
+        from .development import print_failure
+
+        print_failure(error)
+        raise SystemExit(1) from None
+
+
+def _development(app: Flask, sources: Sources | None, host: str | None) -> Development | None:
+    """:param host: where the debugger is to be reached; None: there is none."""
+    if sources is None and host is None:
+        return None
+    from .development import Development
+
+    development = Development(app, sources, host)
+    if not has_parent():
+        for line in development.banner():
+            click.echo(line)
+    return development
+
+
+def options_from(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The settings that an application's configuration has, by their names; `GRACEFUL_WORKERS` is
+    `workers`. Text is read as a flag's.
+
+    :raises ValueError, TypeError: one is wrong.
+    """
+    options: dict[str, t.Any] = {}
+    for row in settings.rows():
+        value = config.get(f"GRACEFUL_{row.name.upper()}")
+        if value is not None:
+            is_text = isinstance(value, str)
+            options[row.name] = settings.from_text(row.name, value) if is_text else value
+    return options
+
+
+# The server.
+
+
+def _address(host: str, port: int) -> str:
+    from .listeners import parse_address
+
+    if host.startswith(("unix:", "systemd:")):
+        text = host.replace("unix://", "unix:", 1)
+    else:
+        text = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+    try:
+        return parse_address(text).text
+    except ValueError as error:
+        raise click.UsageError(f"--host: {error}") from None
+
+
+def _make_server(
+    app: Flask, address: str, flags: dict[str, t.Any], arguments: dict[str, t.Any]
+) -> GracefulServer:
+    """:raises ValueError, TypeError: a setting is wrong."""
+    from .restart import GracefulServer
+
+    return GracefulServer(address, app, **{**options_from(app.config), **flags}, **arguments)
+
+
+def _serve(
+    app: Flask,
+    address: str,
+    flags: dict[str, t.Any],
+    cert: Certificate,
+    development: Development | None,
+) -> None:
+    """Serve until a signal ends it."""
+    from .control import ControlError
+    from .listeners import ListenError
+    from .pidfile import PidFileError
+    from .server import ServerClosed
+    from .tls import CertificateFileError
+
+    tls = _tls(cert)
+    try:
+        server = _make_server(app, address, flags, tls)
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+    looking: t.Any = contextlib.nullcontext()
+    if development is not None:
+        server.app = development.wsgi
+        looking = development.looking_after(server)
+    try:
+        if server.settings.workers and not has_parent():
+            _check_free(server)
+        with looking:
+            if tls:
+                server.listen_and_serve_tls()
+            server.listen_and_serve()
+    except ServerClosed:
+        pass
+    except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _tls(cert: Certificate) -> dict[str, t.Any]:
+    """The server's arguments for what `--cert` and `--key` have given."""
+    if isinstance(cert, tuple):
+        return {"certfile": cert[0], "keyfile": cert[1]}
+    if cert == "adhoc":
+        from werkzeug.serving import generate_adhoc_ssl_context
+
+        return {"ssl_context": generate_adhoc_ssl_context()}
+    return {} if cert is None else {"ssl_context": cert}
+
+
+def _check_free(server: GracefulServer) -> None:
+    """Whoever is to be the supervisor binds nothing before its first worker asks; what is wrong
+    with an address is to be said here, in one line.
+
+    :raises ListenError: it can't be bound.
+    """
+    from .listeners import listen
+
+    for address in server.addresses:
+        if not address.text.startswith("systemd:"):
+            listen(address, 0).close()
+
+
+# The flags.
+
+
+def _read(row: settings.Row, ctx: click.Context, param: click.Parameter, value: t.Any) -> t.Any:
+    """The value of a setting, which a flag or its variable has."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return settings.from_text(row.name, value)
+    except (TypeError, ValueError) as error:
+        # click names the flag.
+        reason = str(error).removeprefix(f"{row.name}: ")
+        raise click.BadParameter(reason, ctx=ctx, param=param) from None
+
+
+def _flask_options() -> t.Iterator[click.Parameter]:
+    for param in run_command.params:
+        if param.name in _TAKEN:
+            own = copy.copy(param)
+            name = str(param.name).upper()
+            own.envvar = [f"FLASK_GRACEFUL_RUN_{name}", f"FLASK_RUN_{name}"]
+            yield own
+
+
+def _setting_options() -> t.Iterator[click.Option]:
+    for row in settings.rows():
+        unit = "" if row.unit in (settings.COUNT, settings.SWITCH) else f"{row.unit}; "
+        text = f"{row.help} ({unit}default: {row.default})"
+        if row.unit == settings.SWITCH:
+            flags = f"{row.flag}/--no-{row.flag.removeprefix('--')}"
+            yield click.Option([flags], default=None, help=text)
+            continue
+        metavar = "N" if row.unit == settings.COUNT else row.unit.upper()
+        yield click.Option([row.flag], callback=partial(_read, row), metavar=metavar, help=text)
+
+
+def _asking(name: str) -> click.Command:
+    """A command that asks a server, which has its own flags."""
+
+    def ask(arguments: tuple[str, ...]) -> None:
+        commands.main([name, *arguments], "flask graceful")
+
+    return click.Command(
+        name,
+        callback=ask,
+        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
+        help=commands.SUMMARIES[name].capitalize() + ".",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
+
+
+cli.add_command(
+    click.Command(
+        "run",
+        callback=pass_script_info(_run),
+        params=[*_flask_options(), *_setting_options()],
+        help=_run.__doc__,
+        short_help="Serve the application.",
+    )
+)
+for _name in commands.NAMES:
+    cli.add_command(_asking(_name))

@@ -1,0 +1,147 @@
+"""The files that a program is made of, and which of them have changed.
+
+Owns what each file was when it was loaded, and the look at what it is now.
+
+Strategy: Python says what a source file is right before it reads it; that is remembered, so that a
+change is one from what runs, whenever it was made: also while the program was starting. Besides
+what was imported, all Python files below the directories of the user's own code count, since the
+one that is missing or broken is imported by nobody.
+
+Rules: what is installed beside Python's own library counts only when it was imported, and that
+library not at all. A file is told from another version of it by its time and its size.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+import sysconfig
+import typing as t
+from importlib.machinery import SourceFileLoader
+
+# Time of the last change, and size; None: there is no such file.
+Stamp: t.TypeAlias = "tuple[float, int] | None"
+
+# Directories that hold no code of the user's; hidden ones don't either.
+_FOREIGN = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+
+
+class Sources:
+    """:param extra: files that count too, and directories whose Python files do.
+    :param excluded: patterns (`fnmatch`) of paths that don't count.
+    """
+
+    def __init__(self, extra: t.Iterable[str] = (), excluded: t.Iterable[str] = ()) -> None:
+        self._extra = [os.path.abspath(path) for path in extra]
+        self._excluded = list(excluded)
+        self._library = _library()
+        self._known: dict[str, Stamp] = {}
+        self._roots: list[str] = []
+        self._whole: tuple[str, ...] = ()
+        # Where something happens when a file changes, comes or goes.
+        self.directories: set[str] = set()
+
+    def begin(self) -> None:
+        """Remember what files are, from now on when they are imported."""
+        self._known = self._look(self._find())
+        path_stats = SourceFileLoader.path_stats
+
+        def noted(loader: SourceFileLoader, path: str) -> t.Mapping[str, t.Any]:
+            stats = path_stats(loader, path)
+            self._note(path, (stats["mtime"], stats["size"]))
+            return stats
+
+        SourceFileLoader.path_stats = noted  # type: ignore[method-assign, assignment]
+
+    def complete(self, whole: t.Iterable[str] = ()) -> None:
+        """The program has been loaded: remember what else there is.
+
+        :param whole: directories of which each file counts.
+        """
+        self._whole = tuple(os.path.abspath(path) + os.sep for path in whole)
+        for path, stamp in self._look(self._find()).items():
+            self._known.setdefault(path, stamp)
+
+    def changed(self) -> list[str]:
+        """The files that are not as they were when this was last asked, or they were loaded."""
+        known = dict(self._known)
+        paths = self._walk(self._roots) | known.keys()
+        now = self._look(paths)
+        changed = [path for path, stamp in now.items() if stamp != known.get(path)]
+        for path in changed:
+            self._known[path] = now[path]
+        return sorted(changed)
+
+    def concerns(self, path: str) -> bool:
+        """Could there be a change when something has happened to this file or directory?"""
+        is_source = path.endswith(".py") or path.startswith(self._whole)
+        return is_source or path in self._known or os.path.isdir(path)
+
+    def _note(self, path: str, stamp: Stamp) -> None:
+        """It is about to be loaded. From any thread."""
+        path = os.path.abspath(path)
+        if self._counts(path):
+            self._known[path] = stamp
+
+    def _counts(self, path: str) -> bool:
+        if path.startswith(self._library):
+            return False
+        return not any(fnmatch.fnmatch(path, pattern) for pattern in self._excluded)
+
+    def _find(self) -> set[str]:
+        """The files that count now; and settle below which directories."""
+        own = [os.path.abspath(path) for path in sys.path]
+        directories = [path for path in own if not _is_foreign(path, self._library)]
+        self._roots = [path for path in [*directories, *self._extra] if os.path.isdir(path)]
+        paths = self._walk(self._roots)
+        paths.update(path for path in self._extra if not os.path.isdir(path))
+        for module in list(sys.modules.values()):
+            path = getattr(module, "__file__", None)
+            if isinstance(path, str) and os.path.isfile(path):
+                paths.add(os.path.abspath(path))
+        return {path for path in paths if self._counts(path)}
+
+    def _walk(self, roots: t.Iterable[str]) -> set[str]:
+        """The Python files below these directories, and what else counts."""
+        paths: set[str] = set()
+        self.directories = {os.path.dirname(path) for path in list(self._known)}
+        for root in roots:
+            above = {root: True}
+            for place, names, files in os.walk(root):
+                found = [name for name in files if name.endswith(".py")]
+                paths.update(os.path.join(place, name) for name in found)
+                self.directories.add(place)
+                # Code may be one directory further down, but not two.
+                if "pyvenv.cfg" in files or not (found or above[place]):
+                    names.clear()
+                names[:] = [one for one in names if one not in _FOREIGN and one[0] != "."]
+                above.update((os.path.join(place, name), bool(found)) for name in names)
+        for root in self._whole:
+            for place, _, files in os.walk(root):
+                paths.update(os.path.join(place, name) for name in files)
+                self.directories.add(place)
+        return {path for path in paths if self._counts(path)}
+
+    def _look(self, paths: t.Iterable[str]) -> dict[str, Stamp]:
+        return {path: _stamp(path) for path in paths}
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime, status.st_size
+
+
+def _library() -> tuple[str, ...]:
+    """Where Python's own library is."""
+    names = ("stdlib", "platstdlib")
+    return tuple(sysconfig.get_path(name) + os.sep for name in names)
+
+
+def _is_foreign(path: str, library: tuple[str, ...]) -> bool:
+    """Is it a directory of programs or packages that were installed?"""
+    installed = (*library, sysconfig.get_path("scripts") + os.sep)
+    return f"{path}{os.sep}".startswith(installed) or not _FOREIGN.isdisjoint(path.split(os.sep))
