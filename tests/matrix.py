@@ -4,9 +4,10 @@
     python tests/matrix.py --short    imports, requests, ten restarts under load
     python tests/matrix.py --whole    all tests; hours
 
-Each pair of a Python and bounds has an environment of its own in .venv-matrix, made anew. The lowest
-dependencies are the lower bounds of pyproject.toml and requirements.txt, taken at their word; what those
-depend on is the newest. Further words are pytest's, instead of the usual ones: `tests/test_tls.py -x`.
+Each pair of a Python and bounds has an environment of its own in .venv-matrix, made anew. The
+lowest dependencies are the lower bounds of pyproject.toml and requirements.txt, taken at their
+word; what those depend on is the newest. Further words are pytest's, instead of the usual tests:
+`tests/test_tls.py -x`.
 """
 
 from __future__ import annotations
