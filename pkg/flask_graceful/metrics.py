@@ -160,7 +160,8 @@ def _processes(server: GracefulServer) -> list[dict[str, t.Any]]:
     if isinstance(server._life, WorkerLife) and (found := _ask_supervisor(server)):
         return found
     about = {"generation": server.generation, "state": state_of(server).name.lower()}
-    return [{**census([server]), **about}]
+    moved = server._life.moved if server._life is not None else {}
+    return [{**census([server], moved), **about}]
 
 
 def _ask_supervisor(server: GracefulServer) -> list[dict[str, t.Any]]:

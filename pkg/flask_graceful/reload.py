@@ -18,7 +18,7 @@ import os
 import typing as t
 
 from . import reexec
-from .child import how_it_ended
+from .child import how_it_ended, quoted
 from .consent import Consent
 from .loop import Timer
 from .staff import Duty, Worker

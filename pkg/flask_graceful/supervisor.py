@@ -70,8 +70,14 @@ class Supervisor:
         self.ending = Ending(self)
         self._office = Office(self, state["office"])
         self.reload.waiting = list(self._office.waiting)
-        # What workers say, by the word for it.
-        self._acts: dict[str, t.Callable[[Worker, dict[str, t.Any]], object]] = {
+        self._acts = self._make_acts()
+        self._exit_status = 0
+        self._pid_file = PidFile("")
+        self._watchdog_timer = Timer(self._watchdog)
+
+    def _make_acts(self) -> dict[str, t.Callable[[Worker, dict[str, t.Any]], object]]:
+        """What is done when a worker says something, by the word for it."""
+        return {
             "wishes": self._on_wishes,
             "ready": self._on_ready,
             "answer": self._office.on_answer,
@@ -82,9 +88,6 @@ class Supervisor:
             "stop": self._on_stop,
             "moved": lambda worker, said: self.history.move(worker.generation, said["moved"]),
         }
-        self._exit_status = 0
-        self._pid_file = PidFile("")
-        self._watchdog_timer = Timer(self._watchdog)
 
     @property
     def is_stopping(self) -> bool:
