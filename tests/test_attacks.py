@@ -142,3 +142,41 @@ def test_a_control_socket_that_has_lost_its_directory_ends_no_service(service: S
     place.mkdir()
     service.reload()
     assert (place / "socket").is_socket()
+
+
+@pytest.mark.parametrize("rolling", [False, True])
+def test_a_worker_that_hangs_holds_up_no_reload(service: Service, rolling: bool) -> None:
+    """It has the time of a sound one to finish, and 5 s more. The supervisor knows of it although
+    its program was replaced meanwhile."""
+    service.start(rolling=rolling, hammer_time=1)
+    hanging = service.workers()[0]
+    os.kill(hanging, signal.SIGSTOP)
+    service.signal(signal.SIGHUP)
+    if not rolling:
+        service.workers(2)
+        service.signal(signal.SIGHUP)
+    service.workers(2 if rolling else 3)
+    service.one.wait_for(f"Worker {hanging} does not end; killing it.")
+    service.wait_gone(hanging)
+    wait_until(lambda: len(children(service.pid)) == 2, "the end of all old workers")
+
+
+# Workers that come and go.
+
+
+def test_who_was_to_go_serves_on_when_its_successor_dies_at_once(service: Service) -> None:
+    """Its clients wait for nobody."""
+    service.start(workers=1)
+    (old,) = service.workers()
+    with service.slow("done") as (client, _), Client(service.address) as other:
+        os.kill(old, signal.SIGTERM)
+        new = int(service.one.wait_for(r"Worker (\d+) serves\.$")[1])
+        wait_until(lambda: int(other.get()[2].split()[0]) == new, "the new worker")
+        os.kill(new, signal.SIGKILL)
+        service.one.wait_for(f"Worker {old}, which was to go, serves again")
+        service.let_go("done")
+        assert client.response()[0] == 200
+        assert client.get()[0] == 200
+        service.one.wait_for(r"Worker \d+ serves\.$", 2)
+        assert client.get()[0] == 200
+    service.wait_gone(old)

@@ -23,7 +23,7 @@ from functools import partial
 from . import reexec
 from .child import how_it_ended
 from .control import ControlError
-from .ending import KILL_TIME, Ending
+from .ending import Ending
 from .loop import Loop, Timer
 from .notify import Notifier
 from .office import Office
@@ -33,7 +33,7 @@ from .pidfile import PidFile
 from .poller import Signals
 from .reload import Reload
 from .replacement import Replacement
-from .staff import Duty, Worker
+from .staff import KILL_TIME, Duty, Worker
 from .team import Team
 
 log = logging.getLogger("flask_graceful")
@@ -56,7 +56,7 @@ class Supervisor:
     def __init__(self, state: dict[str, t.Any]) -> None:
         self.loop = Loop()
         self.signals = Signals(SIGNALS)
-        self.team = Team(state["team"])
+        self.team = Team(state["team"], self.loop)
         self.notifier = Notifier(state["notify"])
         self._origin = Origin(*state["origin"])
         self._streams = Streams(*state["streams"])
