@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Client, Live, wait_until
+from flask_graceful.ask import Caller
 from program import children
-from service import Service, is_refused
+from service import Service, is_refused, pid_from
 
 WAIT = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
 
@@ -180,3 +181,38 @@ def test_who_was_to_go_serves_on_when_its_successor_dies_at_once(service: Servic
         service.one.wait_for(r"Worker \d+ serves\.$", 2)
         assert client.get()[0] == 200
     service.wait_gone(old)
+
+
+def test_two_workers_that_ask_for_a_stop_are_in_no_hurry(service: Service) -> None:
+    """Only one that asks again is; what the other one serves is not cut."""
+    service.start("pages['/stop'] = lambda text: str(server.stop())")
+    with service.slow("done") as (slow, _):
+        # Neither worker knows of the other one's wish: what they are told waits.
+        os.kill(service.pid, signal.SIGSTOP)
+        asked: set[int] = set()
+        while len(asked) < 2:
+            with Client(service.address) as client:
+                if pid_from(client) not in asked:
+                    asked.add(pid_from(client, "/stop"))
+        os.kill(service.pid, signal.SIGCONT)
+        service.one.wait_for("asks for a stop", 2)
+        service.one.wait_for("Waiting for connections to finish", 2)
+        service.let_go("done")
+        assert slow.response()[0] == 200
+    service.check_over()
+    assert "Hammer Time" not in service.one.log
+
+
+def test_who_asks_is_answered_before_the_program_is_replaced(service: Service) -> None:
+    """With what is known then: one worker has not answered yet."""
+    service.start(control_socket="ctl")
+    hanging, other = service.workers()
+    os.kill(hanging, signal.SIGSTOP)
+    known = set(children(service.pid))
+    service.signal(signal.SIGHUP)
+    wait_until(lambda: set(children(service.pid)) - known, "the trial")
+    with Caller(str(service.directory / "ctl")) as caller:
+        requests = {one["pid"]: one["requests"] for one in caller.ask("status")["workers"]}
+    assert (requests[hanging], requests[other]) == (None, 0)
+    os.kill(hanging, signal.SIGCONT)
+    service.workers(2)

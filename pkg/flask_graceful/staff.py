@@ -106,7 +106,7 @@ class Worker(Child):
             pass
 
     def limit(self, loop: Loop) -> None:
-        """It has been told to finish, and cuts what it has when its time is over; unless it hangs."""
+        """It was told to finish, and cuts what it has when its time is over; unless it hangs."""
         hammer_time = self.wishes["settings"]["hammer_time"]
         loop.set(self.end_timer, hammer_time and hammer_time + KILL_TIME)
 
