@@ -68,6 +68,10 @@ class Office:
             # The service is to go on.
             log.error("%d %s", os.getpid(), error)
 
+    def finish(self) -> None:
+        """The program ends: those who do not wait for a reload are told what is known by now."""
+        self._inquiries.end()
+
     def close(self) -> None:
         """The process ends."""
         self._control.shut()

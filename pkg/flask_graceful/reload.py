@@ -147,6 +147,7 @@ class Reload:
             log.error("%d Worker %d does not listen; killing it.", os.getpid(), worker.pid)
             worker.kill()
             worker.duty = Duty.DRAINING
+        self._supervisor.office.finish()
         state, fds = self._supervisor.record()
         try:
             reexec.execute(self._team.command, state, fds, signals=self._supervisor.signals)
@@ -255,7 +256,7 @@ class Reload:
             self._trial.kill()
         elif self._turnover is not None:
             slow = self._turnover.booting()[0]
-            slow.last_lines = slow.close_output()
+            self._supervisor.end_boot(slow)
             seconds = self._team.settings["boot_timeout"]
             reason = f"worker {slow.pid} was not ready after {seconds:g} seconds"
             self._fail(reason, slow.last_lines, slow.is_seen)

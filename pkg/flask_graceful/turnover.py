@@ -59,8 +59,8 @@ class Turnover:
             worker.kill()
 
     def booting(self) -> list[Worker]:
-        """Those that are waited for."""
-        return [one for one in self.new if self.awaits(one)]
+        """Those that are waited for; one that has just died is no more."""
+        return [one for one in self.new if self.awaits(one) and one in self._team.workers]
 
     def advance(self) -> list[Worker]:
         """Do what can be done now; the workers that were started.

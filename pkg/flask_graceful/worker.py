@@ -63,6 +63,8 @@ class WorkerLife(Life):
         self._predecessor = Predecessors(self, self._loop)
         # Who waits for the end of a reload.
         self._tellers: list[Tell] = []
+        # Has this process asked for a stop?
+        self._wants_stop = False
         # What the supervisor says, by the word for it.
         self._acts: dict[str, t.Callable[[Record], object]] = {
             "predecessor": self._on_predecessor,
@@ -283,11 +285,13 @@ class WorkerLife(Life):
         if self.state is State.RUNNING and not self._may_stop():
             tell("refused by before_shutdown hook")
             return
-        self._say({"stop": timeout})
+        # That another worker asks as well is no reason to hurry.
+        is_again, self._wants_stop = self._wants_stop, True
+        self._say({"stop": timeout, "is_again": is_again})
 
     def stop_with_others(self) -> None:
         """An older process says so that knows of no supervisor."""
-        self._say({"stop": None})
+        self._say({"stop": None, "is_again": False})
 
     def forget_parent(self) -> None:
         if not self._predecessor.is_there:
