@@ -230,7 +230,7 @@ class Reload:
             self._trial.kill()
         elif self._turnover is not None:
             slow = self._turnover.booting()[0]
-            slow.last_lines = slow.close_output()
+            slow.end_boot()
             seconds = self._team.settings["boot_timeout"]
             reason = f"worker {slow.pid} was not ready after {seconds:g} seconds"
             self._fail(reason, slow.last_lines, slow.is_seen)
@@ -239,5 +239,4 @@ class Reload:
 def give_up(workers: t.Iterable[Worker]) -> None:
     """End workers that do not serve yet."""
     for worker in workers:
-        worker.duty = Duty.DRAINING
-        worker.kill()
+        worker.give_up()

@@ -55,6 +55,8 @@ class Worker(Child):
         self.wishes: dict[str, t.Any] = {}
         # Is another one to take its place?
         self.is_to_go = False
+        # Has it been killed because nobody needs it any more?
+        self.is_given_up = False
         # Records that the supervisor has not seen to.
         self._said: list[dict[str, t.Any]] = []
         # Until when it may live on when it has closed its channel.
@@ -93,6 +95,18 @@ class Worker(Child):
             # It has ended, which is noticed elsewhere.
             pass
 
+    def end_boot(self) -> None:
+        """It can serve, or never will."""
+        if self.is_booting:
+            # Half a traceback of one that was killed would lead astray.
+            self.last_lines = self.close_output(is_shown=not self.is_given_up)
+
+    def give_up(self) -> None:
+        """Kill it before it serves."""
+        self.duty = Duty.DRAINING
+        self.is_given_up = True
+        self.kill()
+
     @property
     def age(self) -> float:
         """Seconds since its start."""
@@ -113,6 +127,7 @@ class Worker(Child):
             "wishes": self.wishes,
             "listening": self.listening,
             "is_to_go": self.is_to_go,
+            "is_given_up": self.is_given_up,
         }
 
     @classmethod
@@ -130,6 +145,7 @@ class Worker(Child):
         worker.wishes = record["wishes"]
         worker.listening = record["listening"]
         worker.is_to_go = record["is_to_go"]
+        worker.is_given_up = record["is_given_up"]
         worker.is_ready = True
         worker.last_lines = []
         worker._said = []
