@@ -5,8 +5,8 @@ Owns the pipes between a booting successor's standard output and error and those
 
 Strategy: until it is ready, a successor prints into a pipe. The parent copies what comes to where
 it prints itself, and remembers the end of it for the message that the boot has failed. It copies
-whole blocks, what is printed without a pause, so that the tracebacks of two workers don't mix. When the
-successor is ready it puts the real files in the place of the pipe. Programs that it started
+whole blocks, what is printed without a pause, so that the tracebacks of two workers don't mix. When
+the successor is ready it puts the real files in the place of the pipe. Programs that it started
 meanwhile still have the pipe, so it goes on copying for them, and its successors after it, as long
 as there are any: nobody is to be killed for printing into a pipe that nobody reads.
 """

@@ -145,6 +145,7 @@ class Reload:
         """Replace the workers, or start the first ones."""
         self._old = [worker.pid for worker in self._team.on(Duty.SERVING)]
         self._turnover = Turnover(self._team, self._team.settings["rolling"])
+        log.info("%d Supervisor starts generation %d.", os.getpid(), self._turnover.generation)
         self.advance()
 
     def advance(self) -> None:
