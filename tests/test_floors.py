@@ -28,7 +28,7 @@ FLOORS = [
     ["notify", "reexec", "staff", "team", "consent", "inquiry", "turnover", "origin"],
     ["reload", "replacement", "ending", "office", "supervisor"],
     ["promotion", "restart"],
-    ["loader", "cli", "ask", "commands", "__main__"],
+    ["loader", "ask", "commands", "cli", "__main__"],
     ["__init__"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]

@@ -10,6 +10,7 @@ as it is.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 import time
@@ -18,6 +19,8 @@ import typing as t
 from .ask import AskError, Caller, Ended, Found, ProcessEnd, Refused, find
 
 NAMES = ("reload", "requests", "status", "stop")
+# What others call them.
+_BY_OTHER_WORDS = {"restart": "reload", "shutdown": "stop", "quit": "stop"}
 MISUSED = 2
 FAILED = 1
 INTERRUPTED = 130
@@ -51,6 +54,13 @@ def main(arguments: t.Sequence[str]) -> t.NoReturn:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def named_like(word: str) -> str | None:
+    """The command that somebody has meant by this word."""
+    names = {**{name: name for name in NAMES}, **_BY_OTHER_WORDS}
+    close = difflib.get_close_matches(word, names, 1, 0.7)
+    return names[close[0]] if close else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,7 +146,8 @@ def _call(options: argparse.Namespace) -> Caller:
 def _name(one: Found) -> str:
     try:
         with Caller(one.path, NAMING_TIME) as caller:
-            addresses = safe(" ".join(caller.ask("status")["addresses"]))
+            status = caller.ask("status")
+            addresses = safe(" ".join(status["addresses"]) or status["state"])
     except (AskError, KeyError, TypeError):
         addresses = "gives no answer"
     return f"{one.pid} ({addresses})"
@@ -172,8 +183,9 @@ def _status(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(status, indent=2))
         return
-    addresses = safe(" ".join(status["addresses"]))
-    print(f"{status['pid']} {status['state']}, generation {status['generation']}: {addresses}\n")
+    # One that starts has none yet.
+    where = ": " * bool(status["addresses"]) + safe(" ".join(status["addresses"]))
+    print(f"{status['pid']} {status['state']}, generation {status['generation']}{where}\n")
     head = "PID GEN STATE AGE NEW ACTIVE IDLE TAKEN REQUESTS TRACKED RSS".split()
     _print_table(head, [_row(worker) for worker in status["workers"]], {2})
 

@@ -160,6 +160,7 @@ class Reload:
         """Replace the workers, or start the first ones."""
         self._old = [worker.pid for worker in self._team.on(Duty.SERVING)]
         self._turnover = Turnover(self._team, self._team.settings["rolling"])
+        log.info("%d Supervisor starts generation %d.", os.getpid(), self._turnover.generation)
         self.advance()
 
     def advance(self) -> None:
@@ -256,7 +257,7 @@ class Reload:
             self._trial.kill()
         elif self._turnover is not None:
             slow = self._turnover.booting()[0]
-            self._supervisor.end_boot(slow)
+            slow.end_boot()
             seconds = self._team.settings["boot_timeout"]
             reason = f"worker {slow.pid} was not ready after {seconds:g} seconds"
             self._fail(reason, slow.last_lines, slow.is_seen)
@@ -265,5 +266,4 @@ class Reload:
 def give_up(workers: t.Iterable[Worker]) -> None:
     """End workers that do not serve yet."""
     for worker in workers:
-        worker.duty = Duty.DRAINING
-        worker.kill()
+        worker.give_up()

@@ -62,6 +62,8 @@ class Worker(Child):
         self.wishes: dict[str, t.Any] = {}
         # Is another one to take its place?
         self.is_to_go = False
+        # Has it been killed because nobody needs it any more?
+        self.is_given_up = False
         # Records that the supervisor has not seen to.
         self._said: list[dict[str, t.Any]] = []
         # Until when it may live on that was to end, or has closed its channel.
@@ -110,6 +112,18 @@ class Worker(Child):
         hammer_time = self.wishes["settings"]["hammer_time"]
         loop.set(self.end_timer, hammer_time and hammer_time + KILL_TIME)
 
+    def end_boot(self) -> None:
+        """It can serve, or never will."""
+        if self.is_booting:
+            # Half a traceback of one that was killed would lead astray.
+            self.last_lines = self.close_output(is_shown=not self.is_given_up)
+
+    def give_up(self) -> None:
+        """Kill it before it serves."""
+        self.duty = Duty.DRAINING
+        self.is_given_up = True
+        self.kill()
+
     @property
     def age(self) -> float:
         """Seconds since its start."""
@@ -131,6 +145,7 @@ class Worker(Child):
             "listening": self.listening,
             "is_to_go": self.is_to_go,
             "ends": self.end_timer.deadline,
+            "is_given_up": self.is_given_up,
         }
 
     @classmethod
@@ -148,6 +163,7 @@ class Worker(Child):
         worker.wishes = record["wishes"]
         worker.listening = record["listening"]
         worker.is_to_go = record["is_to_go"]
+        worker.is_given_up = record["is_given_up"]
         worker.is_ready = True
         worker.last_lines = []
         worker._said = []

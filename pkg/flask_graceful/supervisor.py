@@ -155,8 +155,7 @@ class Supervisor:
 
     def welcome(self, worker: Worker) -> None:
         """A worker has been started."""
-        for pipe in worker.pipes():
-            self.loop.watch(pipe, worker.copy_output)
+        worker.watch_output(self.loop)
         self.loop.watch_channel(worker.channel, partial(self._listen, worker))
 
     def _listen(self, worker: Worker) -> None:
@@ -197,7 +196,7 @@ class Supervisor:
         self.team.provide(worker)
 
     def _on_ready(self, worker: Worker, said: dict[str, t.Any]) -> None:
-        self.end_boot(worker)
+        worker.end_boot()
         if self.reload.turnover is not None and self.reload.turnover.awaits(worker):
             self.reload.advance()
         elif worker.duty is Duty.READY:
@@ -215,12 +214,6 @@ class Supervisor:
         log.info("%d Worker %d asks for a stop.", os.getpid(), worker.pid)
         if said["is_again"] or not self.is_stopping:
             self.ending.stop(said["stop"], is_agreed=True)
-
-    def end_boot(self, worker: Worker) -> None:
-        """What it prints from now on is its own business."""
-        for pipe in worker.pipes():
-            self.loop.unwatch(pipe)
-        worker.last_lines = worker.close_output()
 
     def _reap(self) -> None:
         """See to every child that has ended; as pid 1 also to those of others."""
@@ -245,8 +238,7 @@ class Supervisor:
         self._heed_all(worker)
         self.loop.unwatch(worker.channel.fileno())
         self.loop.cancel(worker.end_timer)
-        if worker.pipes():
-            self.end_boot(worker)
+        worker.end_boot()
         self.team.remove(worker)
         self.reload.consent.on_death(worker)
         self.ending.consent.on_death(worker)
@@ -254,7 +246,8 @@ class Supervisor:
         if self.reload.on_death(worker, how):
             pass
         elif worker.duty is Duty.DRAINING or self.is_stopping:
-            log.info("%d Worker %d %s.", os.getpid(), worker.pid, how)
+            what = "was given up" if worker.is_given_up else how
+            log.info("%d Worker %d %s.", os.getpid(), worker.pid, what)
             self.reload.advance()
         else:
             self._replacement.on_death(worker, how)

@@ -55,8 +55,7 @@ class Turnover:
         self.count = count
         for worker in self.booting()[count:]:
             self.new.remove(worker)
-            worker.duty = Duty.DRAINING
-            worker.kill()
+            worker.give_up()
 
     def booting(self) -> list[Worker]:
         """Those that are waited for; one that has just died is no more."""
