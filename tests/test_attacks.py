@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Client, Live, wait_until
+from flask_graceful.ask import Caller
 from program import children
-from service import Service, is_refused
+from service import Service, is_refused, pid_from
 
 WAIT = "def wait_for(name):\n    while not os.path.exists(name): time.sleep(0.01)\n"
 
@@ -142,3 +143,76 @@ def test_a_control_socket_that_has_lost_its_directory_ends_no_service(service: S
     place.mkdir()
     service.reload()
     assert (place / "socket").is_socket()
+
+
+@pytest.mark.parametrize("rolling", [False, True])
+def test_a_worker_that_hangs_holds_up_no_reload(service: Service, rolling: bool) -> None:
+    """It has the time of a sound one to finish, and 5 s more. The supervisor knows of it although
+    its program was replaced meanwhile."""
+    service.start(rolling=rolling, hammer_time=1)
+    hanging = service.workers()[0]
+    os.kill(hanging, signal.SIGSTOP)
+    service.signal(signal.SIGHUP)
+    if not rolling:
+        service.workers(2)
+        service.signal(signal.SIGHUP)
+    service.workers(2 if rolling else 3)
+    service.one.wait_for(f"Worker {hanging} does not end; killing it.")
+    service.wait_gone(hanging)
+    wait_until(lambda: len(children(service.pid)) == 2, "the end of all old workers")
+
+
+# Workers that come and go.
+
+
+def test_who_was_to_go_serves_on_when_its_successor_dies_at_once(service: Service) -> None:
+    """Its clients wait for nobody."""
+    service.start(workers=1)
+    (old,) = service.workers()
+    with service.slow("done") as (client, _), Client(service.address) as other:
+        os.kill(old, signal.SIGTERM)
+        new = int(service.one.wait_for(r"Worker (\d+) serves\.$")[1])
+        wait_until(lambda: int(other.get()[2].split()[0]) == new, "the new worker")
+        os.kill(new, signal.SIGKILL)
+        service.one.wait_for(f"Worker {old}, which was to go, serves again")
+        service.let_go("done")
+        assert client.response()[0] == 200
+        assert client.get()[0] == 200
+        service.one.wait_for(r"Worker \d+ serves\.$", 2)
+        assert client.get()[0] == 200
+    service.wait_gone(old)
+
+
+def test_two_workers_that_ask_for_a_stop_are_in_no_hurry(service: Service) -> None:
+    """Only one that asks again is; what the other one serves is not cut."""
+    service.start("pages['/stop'] = lambda text: str(server.stop())")
+    with service.slow("done") as (slow, _):
+        # Neither worker knows of the other one's wish: what they are told waits.
+        os.kill(service.pid, signal.SIGSTOP)
+        asked: set[int] = set()
+        while len(asked) < 2:
+            with Client(service.address) as client:
+                if pid_from(client) not in asked:
+                    asked.add(pid_from(client, "/stop"))
+        os.kill(service.pid, signal.SIGCONT)
+        service.one.wait_for("asks for a stop", 2)
+        service.one.wait_for("Waiting for connections to finish", 2)
+        service.let_go("done")
+        assert slow.response()[0] == 200
+    service.check_over()
+    assert "Hammer Time" not in service.one.log
+
+
+def test_who_asks_is_answered_before_the_program_is_replaced(service: Service) -> None:
+    """With what is known then: one worker has not answered yet."""
+    service.start(control_socket="ctl")
+    hanging, other = service.workers()
+    os.kill(hanging, signal.SIGSTOP)
+    known = set(children(service.pid))
+    service.signal(signal.SIGHUP)
+    wait_until(lambda: set(children(service.pid)) - known, "the trial")
+    with Caller(str(service.directory / "ctl")) as caller:
+        requests = {one["pid"]: one["requests"] for one in caller.ask("status")["workers"]}
+    assert (requests[hanging], requests[other]) == (None, 0)
+    os.kill(hanging, signal.SIGCONT)
+    service.workers(2)

@@ -689,7 +689,7 @@ def test_a_socket_of_one_s_own_is_taken_over_and_removed(place: Place) -> None:
     [
         ("used", "in use by another server"),
         ("file", "there is a file that is no socket"),
-        ("no/where", "No such file or directory"),
+        ("no/where", "no such file or directory"),
         ("x" * 108, "a path with more than 107 bytes can't be a socket's"),
     ],
 )

@@ -28,7 +28,7 @@ FLOORS = [
     ["notify", "reexec", "staff", "team", "consent", "turnover", "origin"],
     ["reload", "replacement", "ending", "office", "supervisor"],
     ["promotion", "restart"],
-    ["loader", "cli", "ask", "commands", "__main__"],
+    ["loader", "ask", "commands", "cli", "__main__"],
     ["configuration", "health", "metrics", "statuspage", "appstate", "extension"],
     ["sources", "notice", "development", "flask_commands"],
     ["__init__"],

@@ -4,7 +4,7 @@ Owns the child process, this process's end of the channel to it, and what it pri
 ready.
 
 Rules: never a fork of a threaded process, always a new program. Its death is learnt from the
-channel, which the kernel closes.
+channel, which the kernel closes. What it prints without a pause is passed on in one piece.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import typing as t
 from contextlib import ExitStack
 
 from .channel import VARIABLE, Channel, ChannelError
+from .loop import Loop, Timer
 from .output import Boot
 
 if t.TYPE_CHECKING:
@@ -27,6 +29,11 @@ log = logging.getLogger("flask_graceful")
 
 # How long a process may take from the end of its channel to its own.
 END_TIME = 1.0
+# The pause after which a block of its output is at its end, how long a block may grow, in seconds,
+# and how large, in bytes.
+BLOCK_PAUSE = 0.1
+BLOCK_TIME = 1.0
+BLOCK_SIZE = 1 << 16
 
 
 class Child:
@@ -65,6 +72,9 @@ class Child:
             undo.pop_all()
         self._boot.started()
         self.pid = self._process.pid
+        self._loop: Loop | None = None
+        self._block_began = 0.0
+        self._block_timer = Timer(self._boot.pass_on)
 
     def _spawn(self, command: Command, fd: int) -> subprocess.Popen[bytes]:
         environ = {**os.environ, "PWD": command.directory, VARIABLE: f"{os.getpid()}:{fd}"}
@@ -77,17 +87,39 @@ class Child:
             stderr=self._boot.writer_for(2),
         )
 
-    def pipes(self) -> list[int]:
-        """What can be read when the child has printed something."""
-        return [tap.reader for tap in self._boot.taps]
+    def watch_output(self, loop: Loop) -> None:
+        """Pass on what it prints, until its boot is over."""
+        self._loop = loop
+        for tap in self._boot.taps:
+            loop.watch(tap.reader, self._on_output)
 
-    def copy_output(self) -> None:
-        """Pass on some of what it has printed."""
-        self._boot.copy()
+    def _on_output(self) -> None:
+        assert self._loop is not None
+        now = time.monotonic()
+        if not self._boot.held:
+            self._block_began = now
+        self._boot.take()
+        if self._boot.held >= BLOCK_SIZE or now - self._block_began >= BLOCK_TIME:
+            self._boot.pass_on()
+        self._loop.set(self._block_timer, BLOCK_PAUSE)
 
-    def close_output(self) -> list[str]:
-        """Its boot is over, in one way or the other: the last lines that it has printed."""
-        self._boot.copy_rest()
+    @property
+    def is_booting(self) -> bool:
+        """Is what it prints still passed on?"""
+        return bool(self._boot.taps)
+
+    def close_output(self, is_shown: bool = True) -> list[str]:
+        """Its boot is over, in one way or the other: the last lines that it has printed.
+
+        :param is_shown: False: nobody wants to see the block that it was about to print.
+        """
+        if self._loop is not None:
+            self._loop.cancel(self._block_timer)
+            for tap in self._boot.taps:
+                self._loop.unwatch(tap.reader)
+        self._boot.take_rest()
+        if is_shown:
+            self._boot.pass_on()
         lines = self._boot.last_lines()
         self._boot.close()
         return lines

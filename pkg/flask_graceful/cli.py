@@ -18,7 +18,7 @@ import logging
 import sys
 import typing as t
 
-from . import settings
+from . import commands, settings
 from .control import ControlError
 from .listeners import ListenError, parse_address, parse_addresses
 from .loader import FORMS, LoadError, load
@@ -52,7 +52,9 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
     try:
         app = load(options.app)
     except LoadError as error:
-        parser.error(str(error))
+        command = commands.named_like(options.app)
+        meant = f"; or is it the command {command!r}?" if command else ""
+        parser.error(f"{error}{meant}")
     # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise; the
     # reasons of failed requests and restarts would be lost.
     log.disabled = False

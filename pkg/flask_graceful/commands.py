@@ -10,6 +10,7 @@ as it is.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 import time
@@ -25,6 +26,8 @@ SUMMARIES = {
     "stop": "stop a server after the requests in flight, and wait for its end",
 }
 NAMES = tuple(SUMMARIES)
+# What others call them.
+_BY_OTHER_WORDS = {"restart": "reload", "shutdown": "stop", "quit": "stop"}
 MISUSED = 2
 FAILED = 1
 INTERRUPTED = 130
@@ -59,6 +62,13 @@ def main(arguments: t.Sequence[str], program: str = "python -m flask_graceful") 
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def named_like(word: str) -> str | None:
+    """The command that somebody has meant by this word."""
+    names = {**{name: name for name in NAMES}, **_BY_OTHER_WORDS}
+    close = difflib.get_close_matches(word, names, 1, 0.7)
+    return names[close[0]] if close else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,7 +158,8 @@ def _call(options: argparse.Namespace) -> Caller:
 def _name(one: Found) -> str:
     try:
         with Caller(one.path, NAMING_TIME) as caller:
-            addresses = safe(" ".join(caller.ask("status")["addresses"]))
+            status = caller.ask("status")
+            addresses = safe(" ".join(status["addresses"]) or status["state"])
     except (AskError, KeyError, TypeError):
         addresses = "gives no answer"
     return f"{one.pid} ({addresses})"
@@ -184,8 +195,9 @@ def _status(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(status, indent=2))
         return
-    addresses = safe(" ".join(status["addresses"]))
-    print(f"{status['pid']} {status['state']}, generation {status['generation']}: {addresses}\n")
+    # One that starts has none yet.
+    where = ": " * bool(status["addresses"]) + safe(" ".join(status["addresses"]))
+    print(f"{status['pid']} {status['state']}, generation {status['generation']}{where}\n")
     head = "PID GEN STATE AGE NEW ACTIVE IDLE TAKEN REQUESTS TRACKED RSS".split()
     _print_table(head, [_row(worker) for worker in status["workers"]], {2})
 

@@ -119,7 +119,11 @@ class Control:
                 return
             sock = _listen(path, takes_over and not is_auto)
         except OSError as error:
-            reason = (error.strerror or str(error)).removeprefix(f"{path}: ")
+            reason = error.strerror or str(error)
+            if error.errno:
+                # The system's words, in the middle of a sentence.
+                reason = reason[:1].lower() + reason[1:]
+            reason = reason.removeprefix(f"{path}: ")
             text = f"control socket {path}: {reason}" if path else f"control socket: {reason}"
             if not is_auto:
                 raise ControlError(error.errno, text) from None

@@ -16,7 +16,7 @@ from functools import partial
 from .consent import Consent
 from .loop import Tell, Timer, to_nobody
 from .reload import give_up
-from .staff import Duty
+from .staff import KILL_TIME, Duty
 from .team import shut
 
 if t.TYPE_CHECKING:
@@ -24,8 +24,6 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_graceful")
 
-# How long after the hammer a worker may take to end, in seconds.
-KILL_TIME = 5.0
 # How often a stop says how far it has come.
 REPORT_TIME = 5.0
 
@@ -131,6 +129,7 @@ class Ending:
         for worker in self._team.on(Duty.SERVING, Duty.DRAINING):
             worker.duty = Duty.DRAINING
             worker.say({"stop": self._time})
+            self._loop.cancel(worker.end_timer)
         # Theirs are closed when the queues are empty; then clients are refused, and try elsewhere.
         self._team.close()
         # They have the same limit; this one is for those that do not keep it.
@@ -149,8 +148,7 @@ class Ending:
 
     def _kill(self) -> None:
         for worker in self._team.workers:
-            log.warning("%d Worker %d does not end; killing it.", os.getpid(), worker.pid)
-            worker.kill()
+            worker.end_by_force()
 
     def _report(self) -> None:
         """Say that a stop takes its time."""

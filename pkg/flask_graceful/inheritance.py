@@ -96,8 +96,15 @@ _inheritance: Inheritance | None = None
 
 
 def has_parent() -> bool:
-    """Was this process started as the successor of one that serves (row U1)?"""
-    return _has_parent
+    """Was this process started as the successor of one that serves (row U1)? Workers of a service
+    that begins are none.
+
+    :raises RuntimeError: what it inherits does not come.
+    """
+    if not _has_parent:
+        return False
+    worker = inheritance().worker
+    return worker is None or worker["generation"] > 1
 
 
 def inheritance() -> Inheritance:
@@ -117,4 +124,6 @@ def take_inheritance() -> Inheritance:
     taken = inheritance()
     _variables.clear()
     _inheritance = Inheritance(None)
+    # That it is one does not change.
+    _inheritance.worker = taken.worker
     return taken

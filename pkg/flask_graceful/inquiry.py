@@ -77,6 +77,11 @@ class Inquiries:
             question.asked.discard(one.pid)
             self._look(number)
 
+    def end(self) -> None:
+        """Nobody is waited for any more."""
+        for number in list(self._open):
+            self._end(number)
+
     def _look(self, number: int) -> None:
         if not self._open[number].asked:
             self._end(number)

@@ -141,8 +141,13 @@ class Loop:
             timer.deadline = time.monotonic() + seconds
             self._poller.schedule(timer)
 
+    def resume(self, timer: Timer) -> None:
+        """Have a timer go off that was set in the program before this one."""
+        self._poller.schedule(timer)
+
     def cancel(self, timer: Timer) -> None:
         self._poller.deadlines.forget(timer)
+        timer.deadline = NEVER
 
     def close(self) -> None:
         with self._lock:

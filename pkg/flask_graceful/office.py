@@ -17,6 +17,7 @@ from collections import Counter
 from .census import stranger
 from .control import Control, ControlError
 from .inquiry import Inquiries
+from .staff import Duty
 
 if t.TYPE_CHECKING:
     from .asker import Answer
@@ -68,6 +69,10 @@ class Office:
             # The service is to go on.
             log.error("%d %s", os.getpid(), error)
 
+    def finish(self) -> None:
+        """The program ends: those who do not wait for a reload are told what is known by now."""
+        self._inquiries.end()
+
     def close(self) -> None:
         """The process ends."""
         self._control.shut()
@@ -80,17 +85,20 @@ class Office:
     # The commands.
 
     def reload(self, answer: Answer) -> None:
+        log.info("%d Told to reload.", os.getpid())
         self._supervisor.reload.ask(answer)
 
     def status(self, answer: Answer) -> None:
         self._take_census(lambda workers: answer.result(self._status(workers)))
 
     def _status(self, workers: list[dict[str, t.Any]]) -> dict[str, t.Any]:
-        state = "shutting_down" if self._supervisor.is_stopping else "running"
+        serving = self._team.on(Duty.SERVING)
+        state = "running" if serving else "booting"
         return {
             "pid": os.getpid(),
-            "generation": self._team.generation,
-            "state": state,
+            # What boots may never serve.
+            "generation": max((one.generation for one in serving), default=self._team.generation),
+            "state": "shutting_down" if self._supervisor.is_stopping else state,
             "addresses": [one.place for one in self._team.listeners],
             "workers": workers,
             "restarts": self._supervisor.history.rows(),
@@ -113,6 +121,7 @@ class Office:
             if timeout is not None:
                 self._supervisor.ending.limit(timeout)
         else:
+            log.info("%d Told to stop.", os.getpid())
             self._supervisor.ending.stop(timeout, answer.error)
 
     def _what_is_left(self) -> dict[str, t.Any]:

@@ -4,8 +4,9 @@ Owns the pipes between a booting successor's standard output and error and those
 (`Tap`), and the successor's way back to the real ones (`Streams`).
 
 Strategy: until it is ready, a successor prints into a pipe. The parent copies what comes to where
-it prints itself, and remembers the end of it for the message that the boot has failed. When the
-successor is ready it puts the real files in the place of the pipe. Programs that it started
+it prints itself, and remembers the end of it for the message that the boot has failed. It copies
+whole blocks, what is printed without a pause, so that the tracebacks of two workers don't mix. When
+the successor is ready it puts the real files in the place of the pipe. Programs that it started
 meanwhile still have the pipe, so it goes on copying for them, and its successors after it, as long
 as there are any: nobody is to be killed for printing into a pipe that nobody reads.
 """
@@ -43,19 +44,26 @@ class Tap:
         self.targets = targets
         self._tail: deque[bytes] = deque()
         self._size = 0
+        # What is not passed on yet.
+        self.held = bytearray()
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
 
-    def copy(self) -> bool:
-        """Pass on some of what has come, and remember the end of it; was there something?"""
-        data = copy(self.reader, self.targets[0])
+    def take(self) -> bool:
+        """Take some of what has come, and remember the end of it; was there something?"""
+        data = read(self.reader)
         if not data:
             return False
+        self.held += data
         self._tail.append(data)
         self._size += len(data)
         while self._size - len(self._tail[0]) > MAX_BYTES:
             self._size -= len(self._tail.popleft())
         return True
+
+    def pass_on(self) -> None:
+        data, self.held = self.held, bytearray()
+        write(self.targets[0], data)
 
     def last_lines(self) -> list[str]:
         text = b"".join(self._tail)[-MAX_BYTES:].decode("utf-8", "replace")
@@ -107,18 +115,28 @@ class Boot:
         for tap in self.taps:
             tap.close_writer()
 
-    def copy(self) -> None:
-        """Pass on some of what the successor has printed; one that never stops printing is not to
+    @property
+    def held(self) -> int:
+        """How many bytes are not passed on yet."""
+        return sum(len(tap.held) for tap in self.taps)
+
+    def take(self) -> None:
+        """Take some of what the successor has printed; one that never stops printing is not to
         keep its parent from everything else."""
         for tap in self.taps:
-            tap.copy()
+            tap.take()
 
-    def copy_rest(self) -> None:
-        """Pass on what it has printed until now."""
+    def take_rest(self) -> None:
+        """Take what it has printed until now."""
         for tap in self.taps:
             for _ in range(MAX_READS):
-                if not tap.copy():
+                if not tap.take():
                     break
+
+    def pass_on(self) -> None:
+        """Print what was taken."""
+        for tap in self.taps:
+            tap.pass_on()
 
     def last_lines(self) -> list[str]:
         """The last lines that the successor has printed: those of standard error come last, since
@@ -173,7 +191,10 @@ class Streams:
             loop.unwatch(reader)
 
     def _copy(self, loop: Loop, reader: int) -> None:
-        if copy(reader, self._real[reader]) == b"":
+        data = read(reader)
+        if data:
+            write(self._real[reader], data)
+        elif data is not None:
             loop.unwatch(reader)
             os.close(reader)
             os.close(self._real.pop(reader))
@@ -191,12 +212,16 @@ def print_at_once(is_on: bool) -> None:
         sys.stdout.reconfigure(line_buffering=is_on)
 
 
-def copy(reader: int, target: int) -> bytes | None:
-    """Copy what a pipe holds; None when that is nothing now, b"" at its end."""
+def read(reader: int) -> bytes | None:
+    """What a pipe holds; None when that is nothing now, b"" at its end."""
     try:
-        data = os.read(reader, READ_SIZE)
+        return os.read(reader, READ_SIZE)
     except BlockingIOError:
         return None
+
+
+def write(target: int, data: bytes | bytearray) -> None:
+    """Print it."""
     rest = memoryview(data)
     try:
         while rest:
@@ -204,4 +229,3 @@ def copy(reader: int, target: int) -> bytes | None:
     except OSError:
         # Nobody reads there; what is remembered is all that is left of it.
         pass
-    return data

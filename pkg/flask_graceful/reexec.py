@@ -13,6 +13,7 @@ process was started with: what the application has changed in it since is not to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,7 +62,9 @@ class Trial:
         self.pid = self._process.pid
 
     def kill(self) -> None:
-        self._process.kill()
+        # Popen.kill would reap it if it has just ended, and nobody else would learn of that.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """How it ended."""

@@ -148,6 +148,7 @@ class Reload:
             log.error("%d Worker %d does not listen; killing it.", os.getpid(), worker.pid)
             worker.kill()
             worker.duty = Duty.DRAINING
+        self._supervisor.office.finish()
         state, fds = self._supervisor.record()
         try:
             reexec.execute(self._team.command, state, fds, signals=self._supervisor.signals)
@@ -160,6 +161,7 @@ class Reload:
         """Replace the workers, or start the first ones."""
         self._old = [worker.pid for worker in self._team.on(Duty.SERVING)]
         self._turnover = Turnover(self._team, self._team.settings["rolling"])
+        log.info("%d Supervisor starts generation %d.", os.getpid(), self._turnover.generation)
         self.advance()
 
     def advance(self) -> None:
@@ -256,7 +258,7 @@ class Reload:
             self._trial.kill()
         elif self._turnover is not None:
             slow = self._turnover.booting()[0]
-            slow.last_lines = slow.close_output()
+            slow.end_boot()
             seconds = self._team.settings["boot_timeout"]
             reason = f"worker {slow.pid} was not ready after {seconds:g} seconds"
             self._fail(reason, slow.last_lines, slow.is_seen)
@@ -265,5 +267,4 @@ class Reload:
 def give_up(workers: t.Iterable[Worker]) -> None:
     """End workers that do not serve yet."""
     for worker in workers:
-        worker.duty = Duty.DRAINING
-        worker.kill()
+        worker.give_up()

@@ -105,12 +105,13 @@ class Replacement:
         serving = self._team.on(Duty.SERVING)
         if self._supervisor.is_stopping or worker.duty is not Duty.DRAINING:
             return
-        if len(serving) < self._team.count and not worker.is_to_go:
-            worker.duty = Duty.SERVING
-            worker.say({"resume": True})
-            log.error("%d Worker %d, which was to go, serves again.", os.getpid(), worker.pid)
-        elif serving:
+        if serving and (worker.is_to_go or len(serving) >= self._team.count):
             self._team.hand_on([worker], serving)
+            return
+        worker.duty = Duty.SERVING
+        self._loop.cancel(worker.end_timer)
+        worker.say({"resume": True})
+        log.error("%d Worker %d, which was to go, serves again.", os.getpid(), worker.pid)
 
     def on_ready(self, worker: Worker) -> None:
         """A worker that was missing can serve; one that is to go makes room for it."""
@@ -118,6 +119,7 @@ class Replacement:
         if len([one for one in serving if not one.is_to_go]) >= self._team.count:
             log.info("%d Worker %d is not needed any more.", os.getpid(), worker.pid)
             worker.duty = Duty.DRAINING
+            worker.limit(self._loop)
             worker.say({"stop": None})
             return
         # It alone takes over, so that it has a share like that of the others.

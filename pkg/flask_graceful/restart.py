@@ -349,6 +349,8 @@ def live(servers: t.Sequence[GracefulServer]) -> None:
     """Serve together until the end."""
     _log_to_stderr_by_default()
     if inheritance().worker is not None:
+        if inheritance().parent is None:
+            raise RuntimeError("a worker serves once, and this one has; put the servers in serve()")
         check_workers(servers)
         WorkerLife(servers).run()
     elif servers[0].settings.workers:

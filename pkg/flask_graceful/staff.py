@@ -7,6 +7,7 @@ the supervisor's own program: all of it goes into a record and comes back from o
 from __future__ import annotations
 
 import enum
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,12 @@ from .loop import Timer
 
 if t.TYPE_CHECKING:
     from .command import Command
+    from .loop import Loop
+
+log = logging.getLogger("flask_graceful")
+
+# How long after the hammer a worker may take to end, in seconds.
+KILL_TIME = 5.0
 
 
 class Duty(enum.Enum):
@@ -55,10 +62,12 @@ class Worker(Child):
         self.wishes: dict[str, t.Any] = {}
         # Is another one to take its place?
         self.is_to_go = False
+        # Has it been killed because nobody needs it any more?
+        self.is_given_up = False
         # Records that the supervisor has not seen to.
         self._said: list[dict[str, t.Any]] = []
-        # Until when it may live on when it has closed its channel.
-        self.end_timer = Timer(self.kill)
+        # Until when it may live on that was to end, or has closed its channel.
+        self.end_timer = Timer(self.end_by_force)
         # What it printed last before it failed to boot.
         self.last_lines: list[str] = []
         data = {
@@ -86,12 +95,34 @@ class Worker(Child):
         said, self._said = self._said, []
         return said
 
+    def end_by_force(self) -> None:
+        """It has had its time."""
+        log.warning("%d Worker %d does not end; killing it.", os.getpid(), self.pid)
+        self.kill()
+
     def kill(self) -> None:
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             # It has ended, which is noticed elsewhere.
             pass
+
+    def limit(self, loop: Loop) -> None:
+        """It was told to finish, and cuts what it has when its time is over; unless it hangs."""
+        hammer_time = self.wishes["settings"]["hammer_time"]
+        loop.set(self.end_timer, hammer_time and hammer_time + KILL_TIME)
+
+    def end_boot(self) -> None:
+        """It can serve, or never will."""
+        if self.is_booting:
+            # Half a traceback of one that was killed would lead astray.
+            self.last_lines = self.close_output(is_shown=not self.is_given_up)
+
+    def give_up(self) -> None:
+        """Kill it before it serves."""
+        self.duty = Duty.DRAINING
+        self.is_given_up = True
+        self.kill()
 
     @property
     def age(self) -> float:
@@ -113,6 +144,8 @@ class Worker(Child):
             "wishes": self.wishes,
             "listening": self.listening,
             "is_to_go": self.is_to_go,
+            "ends": self.end_timer.deadline,
+            "is_given_up": self.is_given_up,
         }
 
     @classmethod
@@ -130,9 +163,11 @@ class Worker(Child):
         worker.wishes = record["wishes"]
         worker.listening = record["listening"]
         worker.is_to_go = record["is_to_go"]
+        worker.is_given_up = record["is_given_up"]
         worker.is_ready = True
         worker.last_lines = []
         worker._said = []
-        worker.end_timer = Timer(worker.kill)
+        worker.end_timer = Timer(worker.end_by_force)
+        worker.end_timer.deadline = record["ends"]
         worker.forget_boot()
         return worker

@@ -153,8 +153,7 @@ class Succession(Departures):
             tell(reason)
             return
         self._tell = tell
-        for pipe in self.successor.pipes():
-            self._loop.watch(pipe, self.successor.copy_output)
+        self.successor.watch_output(self._loop)
         self._loop.watch_channel(self.successor.channel, self.listen)
         self._loop.set(self._boot_timer, self._life.settings.boot_timeout)
 
@@ -169,8 +168,6 @@ class Succession(Departures):
 
     def _end_boot(self, successor: Successor) -> list[str]:
         self._loop.cancel(self._boot_timer)
-        for pipe in successor.pipes():
-            self._loop.unwatch(pipe)
         return successor.close_output()
 
     # What the successor says.

@@ -23,7 +23,7 @@ from functools import partial
 from . import reexec
 from .child import END_TIME, how_it_ended
 from .control import ControlError
-from .ending import KILL_TIME, Ending
+from .ending import Ending
 from .history import History
 from .loop import Loop, Timer
 from .notify import Notifier
@@ -34,7 +34,7 @@ from .pidfile import PidFile
 from .poller import Signals
 from .reload import Reload
 from .replacement import Replacement
-from .staff import Duty, Worker
+from .staff import KILL_TIME, Duty, Worker
 from .team import Team
 
 log = logging.getLogger("flask_graceful")
@@ -57,7 +57,7 @@ class Supervisor:
     def __init__(self, state: dict[str, t.Any]) -> None:
         self.loop = Loop()
         self.signals = Signals(SIGNALS)
-        self.team = Team(state["team"])
+        self.team = Team(state["team"], self.loop)
         self.notifier = Notifier(state["notify"])
         # An older program has none.
         self.history = History(state.get("restarts", ()))
@@ -68,8 +68,8 @@ class Supervisor:
         self.reload = Reload(self)
         self._replacement = Replacement(self)
         self.ending = Ending(self)
-        self._office = Office(self, state["office"])
-        self.reload.waiting = list(self._office.waiting)
+        self.office = Office(self, state["office"])
+        self.reload.waiting = list(self.office.waiting)
         self._acts = self._make_acts()
         self._exit_status = 0
         self._pid_file = PidFile("")
@@ -80,7 +80,7 @@ class Supervisor:
         return {
             "wishes": self._on_wishes,
             "ready": self._on_ready,
-            "answer": self._office.on_answer,
+            "answer": self.office.on_answer,
             "forlorn": lambda worker, said: self._replacement.on_forlorn(worker),
             "consent": self._on_consent_of,
             "replace": lambda worker, said: self._replacement.on_wish(worker, said["replace"]),
@@ -101,10 +101,10 @@ class Supervisor:
             "notify": self.notifier.variables,
             "origin": NO_ORIGIN,
             "streams": self._streams.record(),
-            "office": self._office.record(),
+            "office": self.office.record(),
             "restarts": self.history.record(),
         }
-        return state, [*self.team.fds(), *self._streams.fds(), *self._office.fds()]
+        return state, [*self.team.fds(), *self._streams.fds(), *self.office.fds()]
 
     def run(self) -> int:
         """Serve until a signal ends it; the exit status."""
@@ -116,7 +116,7 @@ class Supervisor:
             self._name_pid_file()
             for worker in list(self.team.workers):
                 self.loop.watch_channel(worker.channel, partial(self._listen, worker))
-            self._office.open()
+            self.office.open()
             self._watchdog()
             self.reload.begin()
             # Those that ended, and what was said, while nobody looked.
@@ -126,7 +126,7 @@ class Supervisor:
             while self.team.workers or not self.is_stopping:
                 self.loop.turn()
         self.team.close()
-        self._office.close()
+        self.office.close()
         self._pid_file.remove()
         log.info("%d Supervisor ends.", os.getpid())
         return self._exit_status
@@ -163,8 +163,7 @@ class Supervisor:
 
     def welcome(self, worker: Worker) -> None:
         """A worker has been started."""
-        for pipe in worker.pipes():
-            self.loop.watch(pipe, worker.copy_output)
+        worker.watch_output(self.loop)
         self.loop.watch_channel(worker.channel, partial(self._listen, worker))
 
     def _listen(self, worker: Worker) -> None:
@@ -205,7 +204,7 @@ class Supervisor:
         self.team.provide(worker)
 
     def _on_ready(self, worker: Worker, said: dict[str, t.Any]) -> None:
-        self._end_boot(worker)
+        worker.end_boot()
         if self.reload.turnover is not None and self.reload.turnover.awaits(worker):
             self.reload.advance()
         elif worker.duty is Duty.READY:
@@ -221,12 +220,8 @@ class Supervisor:
 
     def _on_stop(self, worker: Worker, said: dict[str, t.Any]) -> None:
         log.info("%d Worker %d asks for a stop.", os.getpid(), worker.pid)
-        self.ending.stop(said["stop"], is_agreed=True)
-
-    def _end_boot(self, worker: Worker) -> None:
-        for pipe in worker.pipes():
-            self.loop.unwatch(pipe)
-        worker.last_lines = worker.close_output()
+        if said["is_again"] or not self.is_stopping:
+            self.ending.stop(said["stop"], is_agreed=True)
 
     def _reap(self) -> None:
         """See to every child that has ended; as pid 1 also to those of others."""
@@ -251,17 +246,17 @@ class Supervisor:
         self._heed_all(worker)
         self.loop.unwatch(worker.channel.fileno())
         self.loop.cancel(worker.end_timer)
-        if worker.pipes():
-            self._end_boot(worker)
+        worker.end_boot()
         self.team.remove(worker)
         self._look_for_old()
         self.reload.consent.on_death(worker)
         self.ending.consent.on_death(worker)
-        self._office.on_death(worker)
+        self.office.on_death(worker)
         if self.reload.on_death(worker, how):
             pass
         elif worker.duty is Duty.DRAINING or self.is_stopping:
-            log.info("%d Worker %d %s.", os.getpid(), worker.pid, how)
+            what = "was given up" if worker.is_given_up else how
+            log.info("%d Worker %d %s.", os.getpid(), worker.pid, what)
             self.reload.advance()
         else:
             self._replacement.on_death(worker, how)
@@ -279,7 +274,7 @@ class Supervisor:
         self._look_for_old()
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
-        self._office.open_again()
+        self.office.open_again()
         self._limit_generations()
         workers = "worker" if len(pids) == 1 else "workers"
         text = " ".join(map(str, pids))

@@ -25,6 +25,9 @@ from .pidfile import PidFile, PidFileError
 from .sockfile import SocketFile
 from .staff import Duty, Worker
 
+if t.TYPE_CHECKING:
+    from .loop import Loop
+
 log = logging.getLogger("flask_graceful")
 
 # How long clients may take who have begun to come in when nobody else is let in, in seconds.
@@ -34,9 +37,12 @@ QUIET_TIME = 0.005
 
 class Team:
     """:param state: what `record` has said, or what the process has made up that is to become a
-    supervisor."""
+    supervisor.
+    :param loop: has the timers of those that are to end.
+    """
 
-    def __init__(self, state: dict[str, t.Any]) -> None:
+    def __init__(self, state: dict[str, t.Any], loop: Loop) -> None:
+        self._loop = loop
         self.command = Command(*state["command"])
         # Counted by reloads.
         self.generation: int = state["generation"]
@@ -49,6 +55,8 @@ class Team:
         self.memory: int = shares.create() if state["memory"] is None else state["memory"]
         os.set_inheritable(self.memory, False)
         self.workers = [Worker.restored(one) for one in state["workers"]]
+        for worker in self.workers:
+            loop.resume(worker.end_timer)
 
     def start(self, generation: int) -> Worker:
         """Start one worker.
@@ -118,7 +126,9 @@ class Team:
                 one, other = socket.socketpair()
                 heir.say({"predecessor": worker.pid}, [one.detach()], given=True)
                 theirs.append(other.detach())
-            worker.duty = Duty.DRAINING
+            if worker.duty is not Duty.DRAINING:
+                worker.duty = Duty.DRAINING
+                worker.limit(self._loop)
             worker.say({"heirs": listening}, theirs, given=True)
 
     def hand_on(self, old: t.Sequence[Worker], new: t.Sequence[Worker]) -> None:

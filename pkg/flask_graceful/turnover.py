@@ -55,12 +55,11 @@ class Turnover:
         self.count = count
         for worker in self.booting()[count:]:
             self.new.remove(worker)
-            worker.duty = Duty.DRAINING
-            worker.kill()
+            worker.give_up()
 
     def booting(self) -> list[Worker]:
-        """Those that are waited for."""
-        return [one for one in self.new if self.awaits(one)]
+        """Those that are waited for; one that has just died is no more."""
+        return [one for one in self.new if self.awaits(one) and one in self._team.workers]
 
     def advance(self) -> list[Worker]:
         """Do what can be done now; the workers that were started.

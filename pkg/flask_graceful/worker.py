@@ -7,7 +7,7 @@ addresses and starts its own successor, a worker asks the supervisor for its lis
 it is told to, and gives way to the workers that it is told of.
 
 Rules: signals that are meant for the service are the supervisor's. A worker that gets them with all
-others, from a terminal or by `pkill`, does nothing, but for SIGTERM: then it asks to be replaced.
+others, from a terminal or by `pkill`, does nothing. SIGTERM to a worker alone has it replaced.
 When the supervisor has died, which the kernel tells by the end of the channel, a worker finishes
 its requests and ends.
 """
@@ -28,7 +28,7 @@ from .heirs import Heirs
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .life import Life, State
 from .listeners import Listener, ListenError
-from .loop import Reason, Tell, to_nobody
+from .loop import Reason, Tell, Timer, to_nobody
 from .pidfile import PidFile, PidFileError
 from .predecessor import Predecessors
 from .shares import NAME, Shares
@@ -43,6 +43,8 @@ log = logging.getLogger("flask_graceful")
 
 # The most that the supervisor may take to bind an address, in seconds.
 ANSWER_TIME = 30.0
+# How long it may take to say that it has got a signal, too; in seconds.
+ECHO_TIME = 0.2
 
 _QUIT = getattr(signal, "SIGQUIT", None)
 
@@ -61,8 +63,14 @@ class WorkerLife(Life):
         super().__init__(servers)
         self._departures = self._heirs = Heirs(self, self._loop)
         self._predecessor = Predecessors(self, self._loop)
+        # Signals to this process, and when the supervisor had the same.
+        self._signalled: set[int] = set()
+        self._echoes: dict[int, float] = {}
+        self._echo_timer = Timer(self._on_own_signals)
         # Who waits for the end of a reload.
         self._tellers: list[Tell] = []
+        # Has this process asked for a stop?
+        self._wants_stop = False
         # What the supervisor says, by the word for it.
         self._acts: dict[str, t.Callable[[Record], object]] = {
             "predecessor": self._on_predecessor,
@@ -189,6 +197,7 @@ class WorkerLife(Life):
         self._heirs.forget_all()
 
     def _on_signal(self, record: Record) -> None:
+        self._echoes[record.data["signal"]] = time.monotonic()
         for when in (PRE_SIGNAL, POST_SIGNAL):
             self._run_signal_hooks(when, record.data["signal"])
 
@@ -265,9 +274,21 @@ class WorkerLife(Life):
     # What this process asks for.
 
     def _on_signals(self, signals: Signals) -> None:
-        for signum in signals.read():
-            if signum == signal.SIGTERM:
-                self.replace_because("it has received SIGTERM")
+        self._signalled.update(signals.read())
+        self._loop.set(self._echo_timer, ECHO_TIME)
+
+    def _on_own_signals(self) -> None:
+        """See to those that the supervisor has not got as well."""
+        signalled, self._signalled = self._signalled, set()
+        since = time.monotonic() - 2 * ECHO_TIME
+        alone = {one for one in signalled if self._echoes.get(one, 0) < since}
+        if signal.SIGTERM in alone:
+            self.replace_because("it has received SIGTERM")
+        elif signal.SIGHUP in alone and self.state is State.RUNNING:
+            log.info(
+                "%d Received SIGHUP, which is for the supervisor: kill -1 %d restarts the service.",
+                os.getpid(), os.getppid(),
+            )  # fmt: skip
 
     def replace_because(self, reason: str) -> None:
         if self.state is State.RUNNING:
@@ -287,11 +308,13 @@ class WorkerLife(Life):
         if self.state is State.RUNNING and not self._may_stop():
             tell("refused by before_shutdown hook")
             return
-        self._say({"stop": timeout})
+        # That another worker asks as well is no reason to hurry.
+        is_again, self._wants_stop = self._wants_stop, True
+        self._say({"stop": timeout, "is_again": is_again})
 
     def stop_with_others(self) -> None:
         """An older process says so that knows of no supervisor."""
-        self._say({"stop": None})
+        self._say({"stop": None, "is_again": False})
 
     def forget_parent(self) -> None:
         if not self._predecessor.is_there:
