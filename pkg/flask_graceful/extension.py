@@ -43,6 +43,8 @@ from .settings import checked_function
 from .tls import CertificateFileError
 
 T = t.TypeVar("T")
+AHook = t.TypeVar("AHook", bound=Hook)
+AnAddressHook = t.TypeVar("AnAddressHook", bound=AddressHook)
 
 # What app.run() takes besides, and what is said here instead.
 _WERKZEUGS = {
@@ -165,38 +167,44 @@ class Graceful:
 
     # Hooks.
 
-    def before_begin(self, func: AddressHook) -> AddressHook:
+    def before_begin(self, func: AnAddressHook) -> AnAddressHook:
         """A decorator: call the function with each address before serving begins there.
 
         An exception keeps this process from serving; an old one then goes on.
         """
-        return self._add(self._points.before_begin, func, "before_begin")
+        self._check_hook(func, "before_begin")
+        self._points.before_begin.append(func)
+        return func
 
-    def before_restart(self, func: Hook) -> Hook:
+    def before_restart(self, func: AHook) -> AHook:
         """A decorator: call the function before a successor is started. An exception refuses the
         restart: it is logged, and this process goes on serving."""
-        return self._add(self._points.before_restart, func, "before_restart")
+        self._check_hook(func, "before_restart")
+        self._points.before_restart.append(func)
+        return func
 
-    def on_draining(self, func: Hook) -> Hook:
+    def on_draining(self, func: AHook) -> AHook:
         """A decorator: call the function when this process takes no new connections any more,
         because it stops or because its successor has taken over. What it still has to do is
         waited for. This is the time to close WebSockets."""
-        return self._add(self._points.on_draining, func, "on_draining")
+        self._check_hook(func, "on_draining")
+        self._points.on_draining.append(func)
+        return func
 
-    def on_shutdown(self, func: Hook) -> Hook:
+    def on_shutdown(self, func: AHook) -> AHook:
         """A decorator: call the function when this process has served its last request, whether
         the service stops or a successor goes on. This is the time to close pools."""
-        return self._add(self._points.on_shutdown, func, "on_shutdown")
+        self._check_hook(func, "on_shutdown")
+        self._points.on_shutdown.append(func)
+        return func
 
-    def _add(self, funcs: list[T], func: T, what: str) -> T:
+    def _check_hook(self, func: t.Callable[..., object], what: str) -> None:
         if self._points.is_closed:
             raise RuntimeError(
                 f"{what}: an app is served already, and would never call it; register it before "
                 "run()"
             )
-        checked_function(t.cast("t.Callable[..., object]", func), what)
-        funcs.append(func)
-        return func
+        checked_function(func, what)
 
     # In a request.
 
@@ -218,6 +226,25 @@ class Graceful:
         server it is just a block."""
         server = self._server()
         return nullcontext() if server is None else server.track()
+
+    def spawn(
+        self, func: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
+    ) -> threading.Thread:
+        """Run a function in a thread of its own and inside the app's context, as work that a stop
+        and a restart wait for; under another server it is just a thread."""
+        checked_function(func, "spawn")
+        server = self._server()
+        context = current_app.app_context()
+
+        def run() -> None:
+            with context:
+                func(*args, **kwargs)
+
+        if server is not None:
+            return server.spawn(run)
+        thread = threading.Thread(target=run, name="graceful-work", daemon=True)
+        thread.start()
+        return thread
 
     def until_shutdown(
         self, iterable: t.Iterable[T], *, farewell: T | None = None
