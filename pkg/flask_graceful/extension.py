@@ -104,6 +104,7 @@ class Graceful:
         if options.metrics:
             app.wsgi_app = metrics.Measured(app.wsgi_app)  # type: ignore[method-assign]
             pages[options.metrics] = metrics.page
+            state.has_metrics = True
         if pages:
             app.wsgi_app = health.Pages(app.wsgi_app, pages)  # type: ignore[method-assign]
         app.extensions[NAME] = state
