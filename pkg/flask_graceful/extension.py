@@ -11,6 +11,7 @@ Rules: what is used in the wrong place raises a RuntimeError that names the righ
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -156,6 +157,8 @@ class Graceful:
             app.debug = bool(debug)
         arguments = _for_server(app, host, port, options)
         server = make_server(app, options, **arguments)
+        # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise.
+        logging.getLogger("flask_graceful").disabled = False
         pid = os.getpid() if inheritance().worker is None else os.getppid()
         server.before_begin(partial(_announce, app, server, pid))
         try:
