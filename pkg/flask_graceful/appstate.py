@@ -11,12 +11,15 @@ state knows its options and its server, never the application: that is named wit
 from __future__ import annotations
 
 import logging
+import os
 import typing as t
 
 from blinker import Namespace
 from flask import Flask
 
+from . import metrics
 from .configuration import Configuration, configuration
+from .inheritance import inheritance
 from .restart import GracefulServer
 
 if t.TYPE_CHECKING:
@@ -59,6 +62,7 @@ class AppState:
     """
 
     server: GracefulServer | None = None
+    has_metrics = False
 
     def __init__(self, points: Points, given: t.Mapping[str, t.Any]) -> None:
         self._points = points
@@ -79,6 +83,12 @@ class AppState:
             server.before_restart(lambda: self._before_restart(app))
         server.shutdown_initiated(lambda: self._on_draining(server, app))
         server.after_shutdown(lambda: self._on_shutdown(app))
+        if self.has_metrics:
+            metrics.forget_the_dead()
+            server.after_shutdown(lambda: metrics.forget(os.getpid()))
+            if server.settings.workers and inheritance().worker is None:
+                # Its pid is to be the supervisor's, which lives on and measures nothing.
+                metrics.forget(os.getpid())
 
     def _before_begin(self, app: Flask, addr: str) -> None:
         with app.app_context():

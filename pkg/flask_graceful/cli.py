@@ -5,7 +5,7 @@ words for the application are read by `loader`, and `GracefulServer` does the re
 starts this command anew. A Flask application with the extension has its hooks called, and its
 configuration counts where no flag says otherwise.
 
-Rules: this is the only place that exits. What the user got wrong is one line on stderr and
+Rules: this exits, where the server raises. What the user got wrong is one line on stderr and
 status 2; an address that can't be bound is one line and status 1; a stop by signal is status 0.
 An exception of the user's own code keeps its traceback, and is status 1 as Python has it.
 """

@@ -11,6 +11,7 @@ Rules: what is used in the wrong place raises a RuntimeError that names the righ
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -43,6 +44,8 @@ from .settings import checked_function
 from .tls import CertificateFileError
 
 T = t.TypeVar("T")
+AHook = t.TypeVar("AHook", bound=Hook)
+AnAddressHook = t.TypeVar("AnAddressHook", bound=AddressHook)
 
 # What app.run() takes besides, and what is said here instead.
 _WERKZEUGS = {
@@ -102,6 +105,7 @@ class Graceful:
         if options.metrics:
             app.wsgi_app = metrics.Measured(app.wsgi_app)  # type: ignore[method-assign]
             pages[options.metrics] = metrics.page
+            state.has_metrics = True
         if pages:
             app.wsgi_app = health.Pages(app.wsgi_app, pages)  # type: ignore[method-assign]
         app.extensions[NAME] = state
@@ -153,6 +157,8 @@ class Graceful:
             app.debug = bool(debug)
         arguments = _for_server(app, host, port, options)
         server = make_server(app, options, **arguments)
+        # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise.
+        logging.getLogger("flask_graceful").disabled = False
         pid = os.getpid() if inheritance().worker is None else os.getppid()
         server.before_begin(partial(_announce, app, server, pid))
         try:
@@ -165,38 +171,44 @@ class Graceful:
 
     # Hooks.
 
-    def before_begin(self, func: AddressHook) -> AddressHook:
+    def before_begin(self, func: AnAddressHook) -> AnAddressHook:
         """A decorator: call the function with each address before serving begins there.
 
         An exception keeps this process from serving; an old one then goes on.
         """
-        return self._add(self._points.before_begin, func, "before_begin")
+        self._check_hook(func, "before_begin")
+        self._points.before_begin.append(func)
+        return func
 
-    def before_restart(self, func: Hook) -> Hook:
+    def before_restart(self, func: AHook) -> AHook:
         """A decorator: call the function before a successor is started. An exception refuses the
         restart: it is logged, and this process goes on serving."""
-        return self._add(self._points.before_restart, func, "before_restart")
+        self._check_hook(func, "before_restart")
+        self._points.before_restart.append(func)
+        return func
 
-    def on_draining(self, func: Hook) -> Hook:
+    def on_draining(self, func: AHook) -> AHook:
         """A decorator: call the function when this process takes no new connections any more,
         because it stops or because its successor has taken over. What it still has to do is
         waited for. This is the time to close WebSockets."""
-        return self._add(self._points.on_draining, func, "on_draining")
+        self._check_hook(func, "on_draining")
+        self._points.on_draining.append(func)
+        return func
 
-    def on_shutdown(self, func: Hook) -> Hook:
+    def on_shutdown(self, func: AHook) -> AHook:
         """A decorator: call the function when this process has served its last request, whether
         the service stops or a successor goes on. This is the time to close pools."""
-        return self._add(self._points.on_shutdown, func, "on_shutdown")
+        self._check_hook(func, "on_shutdown")
+        self._points.on_shutdown.append(func)
+        return func
 
-    def _add(self, funcs: list[T], func: T, what: str) -> T:
+    def _check_hook(self, func: t.Callable[..., object], what: str) -> None:
         if self._points.is_closed:
             raise RuntimeError(
                 f"{what}: an app is served already, and would never call it; register it before "
                 "run()"
             )
-        checked_function(t.cast("t.Callable[..., object]", func), what)
-        funcs.append(func)
-        return func
+        checked_function(func, what)
 
     # In a request.
 
@@ -218,6 +230,25 @@ class Graceful:
         server it is just a block."""
         server = self._server()
         return nullcontext() if server is None else server.track()
+
+    def spawn(
+        self, func: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
+    ) -> threading.Thread:
+        """Run a function in a thread of its own and inside the app's context, as work that a stop
+        and a restart wait for; under another server it is just a thread."""
+        checked_function(func, "spawn")
+        server = self._server()
+        context = current_app.app_context()
+
+        def run() -> None:
+            with context:
+                func(*args, **kwargs)
+
+        if server is not None:
+            return server.spawn(run)
+        thread = threading.Thread(target=run, name="graceful-work", daemon=True)
+        thread.start()
+        return thread
 
     def until_shutdown(
         self, iterable: t.Iterable[T], *, farewell: T | None = None

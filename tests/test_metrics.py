@@ -1,0 +1,200 @@
+"""Metrics for Prometheus: what they say is what has happened."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+from conftest import Client, Live, wait_until
+from flask_graceful.ask import is_alive
+from test_extension import Hello
+from test_extension import hello as hello  # a fixture
+
+ON = """
+from prometheus_client import Gauge
+graceful = Graceful(app, metrics=True, idle_grace=0)
+living = Gauge("living", "Of the app, of processes that live.", multiprocess_mode="liveall")
+living.set(1)
+
+@app.route("/fail")
+def fail():
+    raise ValueError("as asked for")
+"""
+
+
+def metrics(client: Client) -> dict[str, float]:
+    """What is told, by name and labels."""
+    code, headers, body = client.get("/metrics")
+    assert code == 200 and headers["content-type"].startswith("text/plain")
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def requests(found: dict[str, float], method: str = "GET", status: str = "2xx") -> float:
+    return found.get(f'graceful_requests_total{{method="{method}",status="{status}"}}', 0)
+
+
+def test_requests_are_counted_and_timed(hello: Hello) -> None:
+    hello.start(ON, "graceful.run(app, port=0)")
+    with Client(hello.address) as client, Client(hello.address):
+        for _ in range(3):
+            client.get()
+        client.get("/missing")
+        client.get("/fail")
+        client.send(b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n").response()
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").response()
+        found = metrics(client)
+    assert requests(found) == requests(found, "GET", "2xx") == 3
+    assert [requests(found, "GET", status) for status in ("4xx", "5xx")] == [1, 1]
+    assert requests(found, "POST") == 1
+    # Whatever clients send, there are few labels.
+    assert requests(found, "other", "4xx") == 1
+    assert "BREW" not in str(found)
+    labels = 'method="GET",status="2xx"'
+    assert found[f"graceful_request_seconds_count{{{labels}}}"] == 3
+    assert found[f'graceful_request_seconds_bucket{{le="+Inf",{labels}}}'] == 3
+    assert 0 < found[f"graceful_request_seconds_sum{{{labels}}}"] < 3
+    assert found['graceful_connections{state="active"}'] == 1
+    assert found["graceful_requests_in_flight"] == 0
+    assert found['graceful_processes{state="running"}'] == 1
+    # The app's own are there too.
+    assert found["living"] == 1
+
+
+def test_requests_in_flight_and_restarts(hello: Hello) -> None:
+    hello.start(ON, "graceful.run(app, port=0)")
+    pid = hello.pid()
+    with Client(hello.address) as busy, Client(hello.address) as client:
+        busy.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        hello.one.wait_for(f"^{pid} slow begins")
+        found = metrics(client)
+        assert found["graceful_requests_in_flight"] == 1
+        assert (found["graceful_generation"], found["graceful_restarts_total"]) == (1, 0)
+        (hello.directory / "go").touch()
+        busy.response()
+        hello.restart()
+        found = metrics(client)
+        assert (found["graceful_generation"], found["graceful_restarts_total"]) == (2, 1)
+
+
+@pytest.fixture
+def shared(hello: Hello) -> Path:
+    directory = hello.directory / "shared"
+    directory.mkdir()
+    return directory
+
+
+def living(found: dict[str, float]) -> set[int]:
+    """The processes whose gauges count."""
+    names = (re.fullmatch(r'living\{pid="(\d+)"\}', name) for name in found)
+    return {int(match[1]) for match in names if match}
+
+
+def test_a_restart_does_not_set_counters_back(hello: Hello, shared: Path) -> None:
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
+    hello.start(ON, "graceful.run(app, port=0)", env=env)
+    with Client(hello.address) as client:
+        first = hello.pid()
+        for _ in range(3):
+            client.get()
+        assert living(metrics(client)) == {first}
+        second = hello.restart()
+        client.get()
+        found = metrics(client)
+        assert requests(found) == 4
+        assert living(found) == {second}
+
+
+def workers_of(one: Live) -> list[int]:
+    line = one.wait_for(r"Generation 1 serves with workers ([\d ]+)\.")
+    return [int(pid) for pid in line[1].split()]
+
+
+def test_workers_are_added_up_and_the_dead_do_not_count(hello: Hello, shared: Path) -> None:
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
+    hello.start(ON, "graceful.run(app, port=0, workers=2)", env=env)
+    workers = workers_of(hello.one)
+    clients = [Client(hello.address) for _ in range(6)]
+    try:
+        for client in clients:
+            for _ in range(5):
+                assert client.get()[0] == 200
+        found = metrics(clients[0])
+        assert requests(found) == 30
+        states = ("new", "idle", "active")
+        assert sum(found[f'graceful_connections{{state="{one}"}}'] for one in states) == 6
+        assert found['graceful_processes{state="serving"}'] == 2
+        assert set(workers) == living(found)
+    finally:
+        for client in clients:
+            client.sock.close()
+    # One that is killed can't say so; the one that takes its place does.
+    os.kill(workers[0], signal.SIGKILL)
+    hello.one.wait_for(r"Worker (\d+) serves")
+
+    def after() -> dict[str, float]:
+        with Client(hello.address) as client:
+            return metrics(client)
+
+    found = after()
+    (replacement,) = living(found) - {workers[1]}
+    assert replacement != workers[0]
+    assert requests(found) == 30
+    # Those that end by themselves say so.
+    hello.signal(signal.SIGHUP)
+    hello.one.wait_for("Generation 2 serves")
+    for pid in (workers[1], replacement):
+        wait_until(lambda pid=pid: not is_alive(pid), "the end of the old ones")
+    assert len(living(after())) == 2 and not living(after()) & {workers[1], replacement}
+
+
+def test_without_a_control_socket_it_is_this_worker_alone(hello: Hello) -> None:
+    run = "graceful.run(app, port=0, workers=2, control_socket=None)"
+    hello.start(ON, run)
+    workers_of(hello.one)
+    with Client(hello.address) as client:
+        found = metrics(client)
+    assert found['graceful_processes{state="running"}'] == 1
+
+
+def program(text: str) -> str:
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_without_prometheus_client_the_remedy_is_told() -> None:
+    said = program("""
+import sys
+sys.modules["prometheus_client"] = None
+from flask import Flask
+from flask_graceful import Graceful
+try:
+    Graceful(Flask("web"), metrics=True)
+except RuntimeError as error:
+    print(error)
+""")
+    assert said.startswith("metrics need prometheus_client, which can't be imported (")
+    assert said.endswith("): pip install prometheus-client\n")
+
+
+def test_two_apps_of_a_process_and_another_server() -> None:
+    said = program("""
+from flask import Flask
+from flask_graceful import Graceful
+graceful = Graceful(metrics="/numbers")
+for name in ("one", "two"):
+    app = Flask(name)
+    graceful.init_app(app)
+    app.test_client().get("/")
+print(app.test_client().get("/numbers").text)
+""")
+    assert 'graceful_requests_total{method="GET",status="4xx"} 2.0' in said
+    # What the server does is not known.
+    assert "graceful_generation" not in said
+    assert t.cast("int", said.count("graceful_requests_total{")) == 1
