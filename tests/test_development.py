@@ -277,6 +277,25 @@ def local(hello: FlaskApp, path: str, cookie: str = "") -> tuple[int, dict[str, 
         return client.send(lines.encode()).response()
 
 
+def test_what_only_the_serving_process_is_to_do_is_done_there(hello: FlaskApp) -> None:
+    """As applications ask under Flask's reloader, whose parent loads them too."""
+    more = "if os.environ.get('WERKZEUG_RUN_MAIN') == 'true': print('begins', os.getpid())"
+    hello.write(more=more)
+    one = develop(hello)
+    pid = hello.pid()
+    assert re.findall(r"^begins (\d+)$", one.log, re.MULTILINE) == [str(pid)]
+
+
+def test_requests_are_logged(hello: FlaskApp) -> None:
+    one = develop(hello)
+    hello.get("/page?a=1")
+    hello.get("/nothing%1b[31m")
+    hello.get(PATH)
+    one.wait_for(r'^127\.0\.0\.1 "GET /page\?a=1" 200 \d+ ms$')
+    one.wait_for(r'^127\.0\.0\.1 "GET /nothing%1b\[31m" 404 \d+ ms$')
+    assert PATH not in one.log
+
+
 # The terminal.
 
 # Gives a program a terminal of its own, as a shell in a window has it.
