@@ -213,7 +213,9 @@ def print_failure(error: BaseException) -> None:
 
 def _debugged(app: Flask, host: str) -> DebuggedApplication:
     """With Werkzeug's debugger, as `flask run` has it."""
-    debugged = DebuggedApplication(app, evalex=True)
+    # It would say its PIN in each process.
+    debugged = DebuggedApplication(app, evalex=True, pin_logging=False)
+    debugged.pin_logging = True
     debugged.trusted_hosts.append(host)
     return debugged
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import typing as t
 from functools import partial
 
@@ -105,6 +106,9 @@ def _sources(given: dict[str, t.Any]) -> Sources:
     extra = [*(given["extra_files"] or ()), *DOTENV]
     sources = Sources(extra, given["exclude_patterns"] or ())
     sources.begin()
+    if has_parent():
+        # What applications ask that do something in the process alone that serves.
+        os.environ["WERKZEUG_RUN_MAIN"] = "true"
     return sources
 
 

@@ -24,7 +24,7 @@ if t.TYPE_CHECKING:
     from .loop import Loop
 
 # What is remembered of each stream, and shown.
-MAX_LINES = 20
+MAX_LINES = 40
 MAX_BYTES = 8192
 # The largest pipe that Linux makes unasked holds as much as so many reads.
 READ_SIZE = 65536
