@@ -2,6 +2,7 @@
 # make test  set up and run the tests
 # make check style and types
 # make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw of them
+# make pictures  those of the status page in docs/; needs chromium and chromium-driver
 # make bench-workers  what a second worker brings; needs wrk
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check soak bench bench-workers clean
+.PHONY: run test check soak pictures bench bench-workers clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -28,6 +29,9 @@ PACE = 1.5
 soak: $(VENV)/.dev
 	UNNOTICED_RESTARTS=$(RESTARTS) UNNOTICED_PACE=$(PACE) $(BIN)/python -m pytest -s \
 		"tests/test_unnoticed.py::test_no_client_notices_a_restart[tcp]" $(ARGS)
+
+pictures: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python tests/pictures.py docs
 
 # The peers have an environment of their own.
 BENCH = .venv-bench
