@@ -3,6 +3,7 @@
 # make check style and types
 # make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw; 100 reloads
 # make proxies  ten rounds of restarts and stops behind nginx and HAProxy
+# make pictures  those of the status page in docs/; needs chromium and chromium-driver
 # make bench-workers  what a second worker brings; needs wrk
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check soak proxies bench bench-workers clean
+.PHONY: run test check soak proxies pictures bench bench-workers clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -33,6 +34,9 @@ soak: $(VENV)/.dev
 
 proxies: $(VENV)/.dev
 	PROXY_ROUNDS=10 REQUIRE_PROXIES=1 $(BIN)/python -m pytest -s tests/test_proxies.py $(ARGS)
+
+pictures: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python tests/pictures.py docs
 
 # The peers have an environment of their own.
 BENCH = .venv-bench

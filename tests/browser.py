@@ -63,10 +63,9 @@ class Browser:
         chosen = [{"name": k.replace("_", "-"), "value": v} for k, v in features.items()]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": chosen})
 
-    def shoot(self, name: str) -> None:
-        """Keep a picture, where $SCREENSHOTS says."""
-        if directory := os.environ.get("SCREENSHOTS"):
-            self.driver.save_screenshot(os.path.join(directory, name))
+    def shoot(self, path: Path) -> None:
+        """Keep a picture of what is seen."""
+        self.driver.save_screenshot(str(path))
 
     def close(self) -> None:
         self.driver.quit()

@@ -135,7 +135,6 @@ def test_a_restart_is_seen_from_its_beginning_to_its_end(
     wait_until(lambda: view.moved() and view.moved()[0] >= 12, "connections that moved")
     assert view.is_there()
     assert f"this page goes on with process {second}" in view.events()
-    browser.shoot("status-drain.png")
 
     program.let_go()
     assert held.response()[2] == str(first).encode()
@@ -169,7 +168,6 @@ def test_a_restart_with_workers_is_seen_too(
     wait_until(lambda: view.generations()[1][1:] == ("1", "1"), "the old one's numbers")
     wait_until(lambda: view.moved() and view.moved()[0] >= 8, "connections that moved")
     wait_until(view.is_there, "the page is live")
-    browser.shoot("status-workers.png")
     program.let_go()
     assert int(held.response()[2]) in old
     view.shows(_1="gone", _2="serving")
@@ -218,7 +216,6 @@ def test_the_page_fits_a_phone_the_night_and_quiet_eyes(
     assert browser.run("return document.documentElement.scrollWidth") == 360
     colour = "return getComputedStyle(document.body).backgroundColor"
     light = browser.run(colour)
-    browser.shoot("status-phone.png")
     browser.prefer(prefers_color_scheme="dark", prefers_reduced_motion="reduce")
     dark = browser.run(colour)
     assert brightness(dark) < 0.2 < 0.8 < brightness(light)
@@ -227,7 +224,6 @@ def test_the_page_fits_a_phone_the_night_and_quiet_eyes(
         "return getComputedStyle(document.querySelectorAll('.arrow')[1], '::before').animationName"
     ) == "none"  # fmt: skip
     browser.resize(1180, 860)
-    browser.shoot("status-dark.png")
     program.let_go()
     held.response()
 

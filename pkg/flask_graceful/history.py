@@ -63,7 +63,7 @@ class History:
     def end(self, generation: int) -> None:
         """Nothing is left of the processes before this generation."""
         for one in self._restarts:
-            if one["generation"] <= generation and one["over"] is None and one["ready"]:
+            if one["generation"] <= generation and one["over"] is None and one["ready"] is not None:
                 one["over"] = _since(one)
 
     def _is_booting(self) -> bool:

@@ -133,7 +133,6 @@ class SoleLife(Life):
         for server in self._servers:
             files |= server.heirlooms.fds()
         signals, generation = self._first.handles_signals, self.generation + 1
-        self.desk.history.begin(generation)
         restarts = self.desk.history.record()
         return Successor(listeners, files, self._streams, signals, generation, restarts)
 

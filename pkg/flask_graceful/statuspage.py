@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import os
 import threading
 import time
@@ -177,10 +178,7 @@ def _stream(watch: Watch, server: GracefulServer) -> t.Iterator[str]:
     until = time.monotonic() + stream_time(server)
     yield f"retry: {RETRY}\n\n"
     number = watch.begin(server)
-    while time.monotonic() < until:
-        news = watch.wait(server, number)
-        if news is None:
-            return
+    while (news := watch.wait(server, number, until)) is not None:
         number, text = news
         yield f"data: {text}\n\n"
 
@@ -197,7 +195,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._news = threading.Condition()
-        # The last state, and how many there were.
+        # The last state, if it is no older than that, and how many there were.
         self._text = ""
         self._number = 0
         self._viewers = 0
@@ -224,21 +222,27 @@ class Watch:
     def begin(self, server: GracefulServer) -> int:
         """The number after which to `wait` for the state as it is now."""
         with self._news:
-            return self._number - self._want_locked(server)
+            is_fresh = self._want_locked(server) and bool(self._text)
+            return self._number - is_fresh
 
-    def wait(self, server: GracefulServer, number: int) -> tuple[int, str] | None:
-        """The first state after that number, and its own; None when the process is to end."""
+    def wait(self, server: GracefulServer, number: int, until: float) -> tuple[int, str] | None:
+        """The first state after that number, and its own; None when the process is to end, or the
+        time is over."""
         with self._news:
-            while self._number <= number and not server.shutdown_event.is_set():
+            while not server.shutdown_event.is_set():
                 # The one who asks may have ended just now, because nobody watched.
                 self._want_locked(server)
-                self._news.wait(LINGER_TIME / 2)
-            self._want_locked(server)
-            return None if server.shutdown_event.is_set() else (self._number, self._text)
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                if self._number > number and self._text:
+                    return self._number, self._text
+                self._news.wait(min(left, LINGER_TIME / 2))
+            return None
 
     def latest(self, server: GracefulServer) -> str:
         """The state as it is now."""
-        news = self.wait(server, self.begin(server))
+        news = self.wait(server, self.begin(server), math.inf)
         return _trouble("this process is to end") if news is None else news[1]
 
     # Who asks.
@@ -270,6 +274,8 @@ class Watch:
         finally:
             with self._news:
                 self._is_asking = False
+                # It is old when the next viewer comes.
+                self._text = ""
                 self._news.notify_all()
 
 

@@ -140,15 +140,18 @@ class Succession(Departures):
     def _spawn(self, tell: Tell) -> None:
         self.is_past = False
         self.generations = 0
+        history = self._life.desk.history
+        history.begin(self._life.desk.generation + 1)
         reason = self._life.why_no_restart()
         if reason:
+            history.fail(reason)
             tell(reason)
             return
         try:
             self.successor = self._life.make_successor()
         except (OSError, ValueError) as error:
             reason = f"can't start the successor: {error}"
-            self._life.desk.history.fail(reason)
+            history.fail(reason)
             log.error("%d Restart failed: %s", os.getpid(), reason)
             tell(reason)
             return

@@ -247,7 +247,7 @@ function showOne(one, before) {
 function showMoved(one, before, node) {
   node.hidden = !before || one.state === "booting" || one.state === "ready";
   if (node.hidden) return;
-  const count = one.total.in;
+  const count = movedTo(one.number, before);
   if (count !== one.moved) one.movedAt = now();
   one.moved = count;
   say(node.querySelector(".count"), String(count));
@@ -265,7 +265,7 @@ function showRestarts(restarts) {
     // What is not over yet is counted on.
     const run = isOpen ? `${Math.max(0, now() - one.at).toFixed(0)} s …` : seconds(one.over);
     const ready = one.ready === null ? (isOpen ? run : "–") : seconds(one.ready);
-    const moved = one.error || one.ready === null ? "–" : String(movedTo(one, isOpen));
+    const moved = one.error || one.ready === null ? "–" : String(movedTo(one.generation, before(one.generation)));
     rows.push(["", [clock(one.at), String(one.generation), ready, one.ready === null ? "–" : run, moved]]);
     if (one.error) rows.push(["why", [`failed after ${seconds(one.over)}: ${one.error}`]]);
   }
@@ -279,9 +279,17 @@ function showRestarts(restarts) {
   });
 }
 
-function movedTo(restart, isOpen) {
-  const one = generations.get(restart.generation);
-  return isOpen && one && one.state !== "gone" ? Math.max(restart.moved, one.total.in) : restart.moved;
+/** The connections that have moved to a generation. Processes that have gone are in the service's
+ *  memory, the others say it themselves. */
+function movedTo(number, old) {
+  const restart = lanes.find((one) => one.generation === number && !one.error);
+  if (!restart) return generations.get(number)?.total.in ?? 0;
+  return restart.moved + (old && old.state !== "gone" ? old.total.out : 0);
+}
+
+/** The generation before this one, of those that are known. */
+function before(number) {
+  return generations.get(Math.max(...[...generations.keys()].filter((other) => other < number)));
 }
 
 // The drawing: a lane for each generation, its state below, its connections above.
