@@ -27,8 +27,6 @@ myst_heading_anchors = 4
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-# Types that are there for type checkers alone are shown as they are written.
-autodoc_use_legacy_class_based = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 
@@ -80,5 +78,12 @@ def _part(text: str, first: str, after: str) -> str:
     return text[text.index(f"\n{first}\n") : text.index(f"\n{after}\n")]
 
 
+def plain(_app: Sphinx, *words: object) -> tuple[str | None, str | None]:
+    """A signature without the name that `typing` has in the code."""
+    signature, result = (None if word is None else str(word) for word in words[-2:])
+    return signature and signature.replace("t.", ""), result
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", read)
+    app.connect("autodoc-process-signature", plain)
