@@ -25,6 +25,8 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 # Single backticks mean code in docstrings, too.
 default_role = "code"
+# A block that does not say what it is is what a terminal shows.
+highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True

@@ -10,18 +10,20 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flask_graceful.settings import markdown_rows, rows
+from flask_graceful.settings import BYTES, SECONDS, markdown_rows, rows
 
 ROOT = Path(__file__).parent.parent
 
 
 def ways_to_set() -> Iterable[str]:
     """Each setting with its flag and its key of `app.config`."""
-    yield "| setting | flag, and key of `app.config` | default | unit | |"
-    yield "|---|---|---|---|---|"
+    yield "| setting, flag, key | default | |"
+    yield "|---|---|---|"
     for row in rows():
-        names = f"`{row.flag}` `GRACEFUL_{row.name.upper()}`"
-        yield f"| `{row.name}` | {names} | {row.default} | {row.unit} | {row.help} |"
+        names = f"`{row.name}`<br>`{row.flag}`<br>`GRACEFUL_{row.name.upper()}`"
+        has_unit = row.unit in (BYTES, SECONDS) and row.default != "off"
+        default = f"{row.default} {row.unit}" if has_unit else row.default
+        yield f"| {names} | {default} | {row.help} |"
 
 
 # The document, and what its table is made from.
