@@ -1,6 +1,9 @@
 # make run   set up, create the database, serve on port 8000
 # make test  set up and run the tests
 # make check style and types
+# make docs  the documentation as a site, in docs/_build/html
+# make settings  write the tables of settings into the documents
+# make matrix  the tests on each Python that is here, with the lowest and the newest dependencies
 # make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw; 100 reloads
 # make proxies  ten rounds of restarts and stops behind nginx and HAProxy
 # make pictures  those of the status page in docs/; needs chromium and chromium-driver
@@ -11,7 +14,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check soak proxies pictures bench bench-workers clean
+.PHONY: run test check docs settings matrix soak proxies pictures bench bench-workers clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -23,6 +26,16 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+settings: $(VENV)/.run
+	$(BIN)/python docs/settings_tables.py
+
+# ARGS: --short, --whole, --python 3.10, --bounds lowest, or what pytest is to run.
+matrix: $(VENV)/.dev
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 # So many restarts, and so many seconds from one to the next.
 RESTARTS = 400
@@ -51,7 +64,7 @@ bench-workers: $(VENV)/.dev
 	$(BIN)/python benchmarks/workers.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(BENCH) .venv-matrix docs/_build .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 # An environment holds absolute paths, its own and this directory's. .made names both when it is
 # complete: one that was not finished, or was moved, or whose Python is gone, is made anew.
@@ -77,4 +90,8 @@ $(VENV)/.run: requirements.txt pyproject.toml $(VENV)/.made
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.docs: requirements-docs.txt $(VENV)/.run
+	$(PIP) install -r requirements-docs.txt
 	@touch $@

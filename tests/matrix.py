@@ -121,8 +121,16 @@ def lowest() -> list[str]:
     """The lower bounds, as exact versions. An extra that is not wanted binds nobody."""
     required = importlib.metadata.requires("flask-graceful") or []
     required += (ROOT / "requirements.txt").read_text().splitlines()
-    found = (re.match(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)", line) for line in required)
-    return sorted({f"{match[1]}=={match[2]}" for match in found if match})
+    bounds: dict[str, str] = {}
+    for match in (re.match(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)", line) for line in required):
+        # Of two bounds the higher one counts.
+        if match and _numbers(match[2]) > _numbers(bounds.get(match[1], "0")):
+            bounds[match[1]] = match[2]
+    return [f"{name}=={version}" for name, version in sorted(bounds.items())]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]
 
 
 def report(runs: list[Run], tests: list[str]) -> None:

@@ -141,7 +141,7 @@ class Succession(Departures):
         self.is_past = False
         self.generations = 0
         history = self._life.desk.history
-        history.begin(self._life.desk.generation + 1)
+        history.begin(self._life.generation + 1)
         reason = self._life.why_no_restart()
         if reason:
             history.fail(reason)
