@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, Running, ready, wait_until
 from flask_graceful.ask import Caller
 from program import children
 from service import Service, is_refused, pid_from
@@ -216,3 +216,34 @@ def test_who_asks_is_answered_before_the_program_is_replaced(service: Service) -
     assert (requests[hanging], requests[other]) == (None, 0)
     os.kill(hanging, signal.SIGCONT)
     service.workers(2)
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e8, 1e12, 1e308])
+def test_a_time_of_years_is_waited_for(seconds: float, running: t.Callable[..., Running]) -> None:
+    """The system can't wait for so long in one piece."""
+    names = ("read_timeout", "write_timeout", "idle_timeout", "request_timeout")
+    one = running(ready, **dict.fromkeys(names, seconds))
+    with one.connect() as client:
+        for _ in range(3):
+            assert client.get()[0] == 200
+            time.sleep(0.1)
+    one.server.shutdown(seconds)
+
+
+@pytest.mark.parametrize("seconds", ["1e308", "9" * 3000])
+def test_a_stop_may_be_given_years(service: Service, seconds: str) -> None:
+    service.start(control_socket="ctl", hammer_time=1e308)
+    path = str(service.directory / "ctl")
+    with service.slow("done") as (client, _), Caller(path) as caller:
+        caller._sock.sendall(b'{"command": "stop", "timeout": %s}\n' % seconds.encode())
+        if "e" in seconds:
+            service.one.wait_for("Waiting for connections to finish", 2)
+        else:
+            assert "expected 0 or more seconds" in caller._next()["error"]
+            service.signal(signal.SIGTERM)
+        service.let_go("done")
+        assert client.response()[0] == 200
+    service.check_over()
