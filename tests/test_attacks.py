@@ -3,6 +3,7 @@ that hang, directories that vanish. Whatever it is, the service serves or ends a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -247,3 +248,24 @@ def test_a_stop_may_be_given_years(service: Service, seconds: str) -> None:
         service.let_go("done")
         assert client.response()[0] == 200
     service.check_over()
+
+
+def test_a_rolling_reload_fails_when_a_worker_dies_that_has_taken_over(service: Service) -> None:
+    """It does not wait for ever for one more, and nobody who serves is missing afterwards."""
+    service.start(rolling=True)
+    with contextlib.ExitStack() as stack:
+        held: list[int] = []
+        while len(set(held)) < 2:
+            # Who gives way does not end before the test lets it.
+            held.append(stack.enter_context(service.slow(f"done{len(held)}"))[1])
+        service.signal(signal.SIGHUP)
+        old = int(service.one.wait_for(r"^(\d+) Waiting for connections to finish")[1])
+        (new,) = set(children(service.pid)) - set(held)
+        os.kill(new, signal.SIGKILL)
+        service.one.wait_for(rf"Reload failed: worker {new} ")
+        service.one.wait_for(f"Worker {old}, which was to go, serves again")
+        for number in range(len(held)):
+            service.let_go(f"done{number}")
+    new_workers = service.reload()
+    assert len(new_workers) == 2
+    wait_until(lambda: set(children(service.pid)) == set(new_workers), "the end of all others")
