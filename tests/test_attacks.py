@@ -3,6 +3,7 @@ that hang, directories that vanish. Whatever it is, the service serves or ends a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, Running, ready, wait_until
 from flask_graceful.ask import Caller
 from program import children
 from service import Service, is_refused, pid_from
@@ -216,3 +217,55 @@ def test_who_asks_is_answered_before_the_program_is_replaced(service: Service) -
     assert (requests[hanging], requests[other]) == (None, 0)
     os.kill(hanging, signal.SIGCONT)
     service.workers(2)
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e8, 1e12, 1e308])
+def test_a_time_of_years_is_waited_for(seconds: float, running: t.Callable[..., Running]) -> None:
+    """The system can't wait for so long in one piece."""
+    names = ("read_timeout", "write_timeout", "idle_timeout", "request_timeout")
+    one = running(ready, **dict.fromkeys(names, seconds))
+    with one.connect() as client:
+        for _ in range(3):
+            assert client.get()[0] == 200
+            time.sleep(0.1)
+    one.server.shutdown(seconds)
+
+
+@pytest.mark.parametrize("seconds", ["1e308", "9" * 3000])
+def test_a_stop_may_be_given_years(service: Service, seconds: str) -> None:
+    service.start(control_socket="ctl", hammer_time=1e308)
+    path = str(service.directory / "ctl")
+    with service.slow("done") as (client, _), Caller(path) as caller:
+        caller._sock.sendall(b'{"command": "stop", "timeout": %s}\n' % seconds.encode())
+        if "e" in seconds:
+            service.one.wait_for("Waiting for connections to finish", 2)
+        else:
+            assert "expected 0 or more seconds" in caller._next()["error"]
+            service.signal(signal.SIGTERM)
+        service.let_go("done")
+        assert client.response()[0] == 200
+    service.check_over()
+
+
+def test_a_rolling_reload_fails_when_a_worker_dies_that_has_taken_over(service: Service) -> None:
+    """It does not wait for ever for one more, and nobody who serves is missing afterwards."""
+    service.start(rolling=True)
+    with contextlib.ExitStack() as stack:
+        held: list[int] = []
+        while len(set(held)) < 2:
+            # Who gives way does not end before the test lets it.
+            held.append(stack.enter_context(service.slow(f"done{len(held)}"))[1])
+        service.signal(signal.SIGHUP)
+        old = int(service.one.wait_for(r"^(\d+) Waiting for connections to finish")[1])
+        (new,) = set(children(service.pid)) - set(held)
+        os.kill(new, signal.SIGKILL)
+        service.one.wait_for(rf"Reload failed: worker {new} ")
+        service.one.wait_for(f"Worker {old}, which was to go, serves again")
+        for number in range(len(held)):
+            service.let_go(f"done{number}")
+    new_workers = service.reload()
+    assert len(new_workers) == 2
+    wait_until(lambda: set(children(service.pid)) == set(new_workers), "the end of all others")

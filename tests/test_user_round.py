@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import typing as t
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Live
-from service import Service, check_quiet
+from service import END, Service, check_quiet
 from test_control import Answer, end_of
 
 # In the program: is this a worker, and not the process that becomes the supervisor?
@@ -151,7 +152,7 @@ def test_status_while_the_first_workers_and_later_ones_boot(user: User) -> None:
     one = user.begin(f"while {IN_WORKER} and not os.path.exists('boot'): time.sleep(0.01)")
     one.wait_for(r"Supervisor starts generation 1\.$")
     one.wait_for(r"^\d+ loads one", 3)
-    assert user.ask("status").out.splitlines()[0] == f"{one.pid} booting, generation 1"
+    assert user.ask("status").out.startswith(f"{one.pid} booting, generation 1: [::]:")
     user.service.let_go("boot")
     user.service.workers(1)
     os.unlink(user.directory / "boot")
@@ -176,3 +177,31 @@ def test_command_that_is_mistyped(user: User, word: str, command: str) -> None:
         rf"flask_graceful: no module named '{word}' in .*; or is it the command '{command}'\?\n",
         err,
     )
+
+
+def test_start_on_an_address_in_use_says_so_once(user: User) -> None:
+    """In the process that was started, before there are workers; its code gets the exception."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        end = END + "except OSError as err:\n    say(type(err).__name__, err)\n    sys.exit(9)\n"
+        one = user.begin(end=end, addr=[":0", f"127.0.0.1:{port}"])
+        assert one.process.wait(20) == 9
+    one.wait_for(r"^ListenError ")
+    assert one.log.count("address already in use") == 1
+    assert one.log.count("loads one") == 1
+    assert "Supervisor" not in one.log
+
+
+def test_start_whose_pid_file_can_t_be_written_says_so_once(user: User) -> None:
+    one = user.begin(pid_file="none/pid")
+    assert one.process.wait(20) == 1
+    one.wait_for(r"no such file or directory$")
+    assert len(re.findall(r"pid file .*none/pid", one.log)) == 1
+
+
+def test_socket_file_of_a_start_that_fails_later_is_removed(user: User) -> None:
+    path = user.directory / "sock"
+    one = user.begin(f"if {IN_WORKER}: sys.exit(3)", addr=f"unix:{path}")
+    assert one.process.wait(20) == 1
+    one.wait_for(r"Start failed: worker \d+ exited with status 3")
+    assert not path.exists()

@@ -65,7 +65,9 @@ def main(arguments: t.Sequence[str], program: str = "python -m flask_graceful") 
 
 
 def named_like(word: str) -> str | None:
-    """The command that somebody has meant by this word."""
+    """The command that somebody has meant by this word, if it can be one."""
+    if not word.isalpha():
+        return None
     names = {**{name: name for name in NAMES}, **_BY_OTHER_WORDS}
     close = difflib.get_close_matches(word, names, 1, 0.7)
     return names[close[0]] if close else None

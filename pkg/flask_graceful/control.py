@@ -19,10 +19,10 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import socket
 import stat
+import sys
 import typing as t
 
 from . import places
@@ -346,6 +346,6 @@ def _checked_time(value: t.Any) -> float | None:
     if value is None:
         return None
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
+    if not is_number or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"timeout: expected 0 or more seconds, got {json.dumps(value)[:100]}")
     return float(value)

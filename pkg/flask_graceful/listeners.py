@@ -237,6 +237,36 @@ def listen(address: Address, keep_alive: float = 0) -> Listener:
     return listener
 
 
+def bind_missing(
+    addresses: t.Mapping[Address, float], known: list[Listener]
+) -> tuple[list[Listener], list[Listener]]:
+    """The listeners of all addresses, in their order, and those among them that nobody had.
+
+    :param addresses: with what `listen` wants to know besides.
+    :raises ListenError: an address can't be bound. No new one is held then.
+    """
+    found = matched(list(addresses), known)
+    fresh: dict[Address, Listener] = {}
+    try:
+        for address, listener in found:
+            if listener is None:
+                fresh[address] = listen(address, addresses[address])
+    except BaseException:
+        give_up(fresh.values())
+        raise
+    for address, listener in fresh.items():
+        # The name by which all processes know it.
+        listener.inherited_as = known_everywhere(address)
+    return [listener or fresh[address] for address, listener in found], list(fresh.values())
+
+
+def known_everywhere(address: Address) -> str:
+    """An address, as another process may be told of it that is elsewhere."""
+    if address.path and not _is_abstract(address.path):
+        return f"unix:{os.path.abspath(address.path)}"
+    return address.text or f":{address.port}"
+
+
 def acquire(addresses: t.Mapping[Address, float], inherited: list[Listener]) -> list[Listener]:
     """The listeners of all addresses, or of none: the inherited ones, and the others bound.
 

@@ -29,6 +29,8 @@ WRITE = 2
 HANGUP = 4
 
 NEVER = math.inf
+# The longest wait in one piece, in seconds: the system counts milliseconds, and not very far.
+LONGEST_WAIT = 86400.0
 
 
 def after(start: float, timeout: float) -> float:
@@ -64,7 +66,7 @@ class Deadlines:
         """Look at the target when its deadline is due; the slot, if one had to be opened."""
         # Read once: its owner may move it meanwhile.
         deadline = target.deadline
-        if deadline == NEVER:
+        if deadline * self.PER_SECOND >= self.NO_SLOT:
             return None
         slot = deadline * self.PER_SECOND if is_exact else int(deadline * self.PER_SECOND) + 1
         with self._lock:
@@ -175,6 +177,7 @@ class Poller:
             timeout = None
         else:
             timeout = max(0.0, slot / Deadlines.PER_SECOND - time.monotonic())
+            timeout = min(timeout, LONGEST_WAIT)
         self._sleeps_until = slot
         events = self._wait(timeout)
         self._sleeps_until = 0.0
@@ -351,7 +354,9 @@ def wait_ready(sock: socket.socket, write: bool, deadline: float) -> bool:
 
     For the thread that owns a request, which may block on its own client.
     """
-    timeout = None if deadline == NEVER else max(0.0, deadline - time.monotonic())
+    timeout = None
+    if deadline != NEVER:
+        timeout = min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLOUT if write else select.POLLIN)

@@ -4,6 +4,7 @@ Owns the check whether it can, and what the supervisor is told about it.
 
 Rules: the application has been loaded here once, and is loaded by each worker again. Nothing of it
 is left in the supervisor: the process keeps its pid and its listeners, and changes its program.
+What can't be bound is said here, once, before anything has begun.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from .activation import NAMES
 from .channel import CAN_PASS, VARIABLE
 from .command import OWN
 from .inheritance import take_inheritance
+from .listeners import bind_missing
 from .notify import Notifier
+from .pidfile import PidFile
 
 if t.TYPE_CHECKING:
+    from .listeners import Listener
     from .restart import GracefulServer
 
 
@@ -51,6 +55,8 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
     """Serve with workers.
 
     :raises RuntimeError: this process can't be run as a supervisor; the message says why.
+    :raises ListenError: an address can't be bound.
+    :raises PidFileError: the file can't be written.
     """
     trial = reexec.Trial(OWN)
     status = trial.wait()
@@ -63,6 +69,9 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
         environ.pop(name, None)
     inherited = take_inheritance()
     settings = dataclasses.asdict(servers[0].settings)
+    PidFile(settings["pid_file"]).check()
+    # Those that an older process has are kept, for it may need them back.
+    listeners = [*inherited.listeners, *_bind(servers, inherited.listeners)]
     state = {
         "team": {
             "command": list(OWN),
@@ -70,8 +79,7 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
             "count": servers[0].settings.workers,
             "settings": settings,
             "listeners": [
-                [one.fileno(), one.inherited_as, one.is_ours, one.file]
-                for one in inherited.listeners
+                [one.fileno(), one.inherited_as, one.is_ours, one.file] for one in listeners
             ],
             "memory": None,
             "workers": [],
@@ -81,7 +89,7 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
         "office": None,
         "streams": inherited.streams.record(),
     }
-    kept = [*(one.fileno() for one in inherited.listeners), *inherited.streams.fds()]
+    kept = [*(one.fileno() for one in listeners), *inherited.streams.fds()]
     if inherited.parent is not None:
         channel, pid = inherited.parent
         state["origin"] = [channel.fileno(), pid, [one.inherited_as for one in inherited.listeners]]
@@ -92,3 +100,16 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
             stream.flush()
     logging.shutdown()
     reexec.execute(OWN, state, kept, environ)
+
+
+def _bind(servers: t.Sequence[GracefulServer], known: list[Listener]) -> list[Listener]:
+    """The listeners that nobody has yet.
+
+    :raises ListenError: one can't be bound.
+    """
+    addresses = {
+        address: server.settings.tcp_keep_alive
+        for server in servers
+        for address in server.addresses
+    }
+    return bind_missing(addresses, known)[1]

@@ -192,8 +192,8 @@ class Reload:
             self.advance()
 
     def on_death(self, worker: Worker, how: str) -> bool:
-        """A worker has ended; did the reload need it?"""
-        if self._turnover is None or not self._turnover.awaits(worker):
+        """A worker has ended; did the reload need it? In a rolling one, it may have served."""
+        if self._turnover is None or worker not in self._turnover.new:
             return False
         self._fail(f"worker {worker.pid} {how}", worker.last_lines, worker.is_seen)
         return True

@@ -399,7 +399,7 @@ def _checked_stop_time(timeout: float | None) -> float | None:
     seconds = checked_timeout(timeout)
     if seconds is not None and seconds < 0:
         raise ValueError(f"timeout: expected 0 or more seconds, got {timeout!r}")
-    return seconds
+    return 0.0 if seconds is None and timeout is not None else seconds
 
 
 def _log_to_stderr_by_default() -> None:

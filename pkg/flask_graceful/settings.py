@@ -30,6 +30,8 @@ _EXPECTED = {
     PATH: "a path",
     SWITCH: "True or False",
 }
+# So many seconds, nobody waits for.
+FOR_EVER = 1e9
 _WORDS = {"on": True, "off": False, "yes": True, "no": False, "true": True, "false": False}
 
 
@@ -193,7 +195,7 @@ def checked_timeout(value: t.Any) -> float | None:
     if value is not None:
         # The text of its error says all.
         checked("timeout", SECONDS, value)
-    return None if value is None or value == math.inf else float(value)
+    return None if value is None or value >= FOR_EVER else float(value)
 
 
 def checked_function(func: Func, what: str) -> Func:
@@ -232,7 +234,7 @@ def checked(name: str, unit: str, value: t.Any) -> float | int | str:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             raise TypeError(f"{name}: expected {_EXPECTED[unit]}, got {value!r}")
         # A limit that never comes is no limit.
-        return 0.0 if value < 0 or math.isinf(value) else float(value)
+        return float(value) if 0 <= value < FOR_EVER else 0.0
     if unit == PATH:
         return _checked_path(name, value)
     if unit == SWITCH:

@@ -188,7 +188,9 @@ class Supervisor:
         self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
         if worker.duty is Duty.SERVING:
             worker.duty = Duty.DRAINING
-            self._replacement.on_death(worker, "has ended its service")
+            how = "has ended its service"
+            if not self.reload.on_death(worker, how):
+                self._replacement.on_death(worker, how)
 
     def _heed_all(self, worker: Worker) -> None:
         for said in worker.take_said():

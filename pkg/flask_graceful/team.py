@@ -20,7 +20,7 @@ import typing as t
 
 from . import shares
 from .command import Command
-from .listeners import Listener, ListenError, listen, matched, parse_address
+from .listeners import Listener, ListenError, bind_missing, parse_address
 from .pidfile import PidFile, PidFileError
 from .sockfile import SocketFile
 from .staff import Duty, Worker
@@ -92,27 +92,17 @@ class Team:
     def provide(self, worker: Worker) -> None:
         """Give a worker the listeners that it wishes for; or tell it why it can't serve."""
         settings = worker.wishes["settings"]
-        given: list[Listener] = []
-        fresh: list[Listener] = []
         try:
             if worker.generation not in {one.generation for one in self.on(Duty.SERVING)}:
                 # It is written when they serve, and to be refused before.
                 PidFile(settings["pid_file"]).check()
-            addresses = [parse_address(text) for text in worker.wishes["addresses"]]
-            for address, known in matched(addresses, self.listeners):
-                if known is None:
-                    known = listen(address, settings["tcp_keep_alive"])
-                    fresh.append(known)
-                given.append(known)
+            addresses = map(parse_address, worker.wishes["addresses"])
+            keep_alive = settings["tcp_keep_alive"]
+            given, fresh = bind_missing(dict.fromkeys(addresses, keep_alive), self.listeners)
         except (ListenError, PidFileError, ValueError) as error:
-            for listener in fresh:
-                listener.close()
             kind = "pid_file_error" if isinstance(error, PidFileError) else "error"
             worker.say({kind: str(error)})
             return
-        for listener in fresh:
-            # The name by which workers of all generations know it.
-            listener.inherited_as = listener.requested
         self.listeners += fresh
         names = [listener.inherited_as for listener in given]
         worker.say({"given": names}, [listener.fileno() for listener in given])

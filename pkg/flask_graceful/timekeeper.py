@@ -17,7 +17,7 @@ import threading
 import time
 import typing as t
 
-from .poller import NEVER, Deadlines, Timed
+from .poller import LONGEST_WAIT, NEVER, Deadlines, Timed
 
 if t.TYPE_CHECKING:
     from .running import RunningRequest
@@ -91,7 +91,7 @@ class Timekeeper:
     def _seconds_until(self, slot: float) -> float | None:
         if slot == Deadlines.NO_SLOT:
             return None
-        return max(0.0, slot / Deadlines.PER_SECOND - time.monotonic())
+        return min(max(0.0, slot / Deadlines.PER_SECOND - time.monotonic()), LONGEST_WAIT)
 
     def _look(self) -> None:
         tell: list[t.Callable[[], object]] = []

@@ -7,8 +7,8 @@ Strategy: all at once, the next generation boots beside the present one, and not
 until all of it is ready. `rolling` starts one worker at a time, and goes on when an old one has
 ended, so there is never more than one worker too many.
 
-Rules: a worker that fails before the change has begun to show ends the change, and nothing has
-changed. In a rolling change those that have taken over stay.
+Rules: a new worker that ends before all of them serve ends the change, and nothing has changed. In
+a rolling change those that have taken over stay.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from .channel import Channel, ChannelError, Record
 from .heirs import Heirs
 from .hooks import POST_SIGNAL, PRE_SIGNAL, SIGNALS
 from .life import Life, State
-from .listeners import Listener, ListenError
+from .listeners import Listener, ListenError, known_everywhere
 from .loop import Reason, Tell, Timer, to_nobody
 from .pidfile import PidFile, PidFileError
 from .predecessor import Predecessors
@@ -116,13 +116,7 @@ class WorkerLife(Life):
     def _wishes(self, addresses: t.Iterable[Address]) -> dict[str, t.Any]:
         """What the supervisor is to know of this code."""
         return {
-            "addresses": [
-                # The supervisor may be elsewhere.
-                f"unix:{os.path.abspath(one.path)}"
-                if one.path and not one.path.startswith("@")
-                else one.text or f":{one.port}"
-                for one in addresses
-            ],
+            "addresses": [known_everywhere(one) for one in addresses],
             "settings": {
                 **dataclasses.asdict(self.settings),
                 "pid_file": PidFile(self.settings.pid_file).path,
