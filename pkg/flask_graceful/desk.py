@@ -55,6 +55,9 @@ class Desk:
     :param life: what is asked about, and carries out the rest.
     """
 
+    # Of this process, counted by restarts.
+    generation = 1
+
     def __init__(
         self,
         life: SoleLife,
@@ -78,6 +81,7 @@ class Desk:
 
         :raises ControlError: the socket can't be where the setting says.
         """
+        self.generation = inherited.generation
         # An old process has had the place until now.
         takes_over = inherited.parent is not None
         self._control.open(self._life.settings.control_socket, takes_over)
@@ -115,11 +119,11 @@ class Desk:
     def status(self, answer: Answer) -> None:
         own = self._census()
         old = self._predecessor.pid
-        older = [stranger(old, self._life.generation - 1, "relieved")] if old else []
+        older = [stranger(old, self.generation - 1, "relieved")] if old else []
         answer.result(
             {
                 "pid": own["pid"],
-                "generation": self._life.generation,
+                "generation": self.generation,
                 "state": own["state"],
                 "addresses": [place for one in self._servers for place in one.places],
                 "workers": [own, *older],
@@ -127,7 +131,7 @@ class Desk:
         )
 
     def _census(self) -> dict[str, t.Any]:
-        about = {"generation": self._life.generation, "state": self._life.state.name.lower()}
+        about = {"generation": self.generation, "state": self._life.state.name.lower()}
         return {**census(self._servers), **about}
 
     def requests(self, stacks: bool, answer: Answer) -> None:
@@ -155,11 +159,7 @@ class Desk:
         """What has become of the service."""
         successor = self._succession.successor
         assert successor is not None
-        return {
-            "generation": self._life.generation + 1,
-            "old": [os.getpid()],
-            "new": [successor.pid],
-        }
+        return {"generation": self.generation + 1, "old": [os.getpid()], "new": [successor.pid]}
 
     def part_with(self, tells: t.Iterable[Tell], reason: str) -> tuple[list[str], list[int]]:
         """Have those who wait go to another process: a record, and descriptors.
