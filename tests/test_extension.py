@@ -490,7 +490,11 @@ def app() -> Flask:
 
 def test_a_stream_ends_when_shutdown_begins_and_is_closed(running: Start, app: Flask) -> None:
     graceful, closed = Graceful(app), threading.Event()
-    begun = threading.Event()
+    begun, items_closed = threading.Event(), threading.Event()
+
+    class Items(list[str]):
+        def close(self) -> None:
+            items_closed.set()
 
     def numbers() -> t.Iterator[str]:
         try:
@@ -511,12 +515,13 @@ def test_a_stream_ends_when_shutdown_begins_and_is_closed(running: Start, app: F
 
     @app.get("/short")
     def short() -> Response:
-        return Response(graceful.until_shutdown(["a", "b"], farewell="!"))
+        return Response(graceful.until_shutdown(Items("ab"), farewell="!"))
 
     one = running(app)
     with one.connect() as client, one.connect() as other:
         # One that ends by itself has no farewell.
         assert other.get("/short")[2] == b"ab"
+        assert items_closed.is_set()
         client.send(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
         assert begun.wait(DEADLINE)
         one.server.shutdown(timeout=DEADLINE)

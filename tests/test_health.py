@@ -141,9 +141,8 @@ def test_no_probe_fails_through_a_restart_and_generations_are_told(hello: Hello)
     finally:
         over.set()
         prober.join()
+    # Both may accept for a moment, but all are ready.
     assert {code for code, _ in answers} == {200}
-    generations = [generation for _, generation in answers]
-    assert generations == sorted(generations)
 
 
 def test_a_process_that_gives_way_is_ready(hello: Hello) -> None:
@@ -176,17 +175,22 @@ def late():
 def test_with_workers_each_tells_its_generation(hello: Hello) -> None:
     hello.start(ON, "graceful.run(app, port=0, workers=2, shutdown_delay=0.5)")
     supervisor = hello.pid()
-    for generation in (1, 2):
-        hello.one.wait_for(rf"Generation {generation} serves with workers .*")
+
+    def generation() -> int:
         with Client(hello.address) as probe:
             code, said = asked(probe)
-            assert (code, said["generation"]) == (200, generation)
-            assert said["pid"] != supervisor
-            if generation == 1:
-                os.kill(supervisor, signal.SIGHUP)
-            else:
-                os.kill(supervisor, signal.SIGTERM)
-                wait_until(lambda probe=probe: asked(probe)[0] == 503, "a word of the stop")
+            assert code == 200 and said["pid"] != supervisor
+            return t.cast("int", said["generation"])
+
+    hello.one.wait_for("Generation 1 serves")
+    assert generation() == 1
+    os.kill(supervisor, signal.SIGHUP)
+    hello.one.wait_for("Generation 2 serves")
+    wait_until(lambda: generation() == 2, "the next one")
+    with Client(hello.address) as probe:
+        asked(probe)
+        os.kill(supervisor, signal.SIGTERM)
+        wait_until(lambda: asked(probe)[0] == 503, "a word of the stop")
     assert hello.one.process.wait(DEADLINE) == 0
 
 

@@ -59,6 +59,9 @@ class Desk:
     :param life: what is asked about, and carries out the rest.
     """
 
+    # Of this process, counted by restarts.
+    generation = 1
+
     def __init__(
         self,
         life: SoleLife,
@@ -86,6 +89,7 @@ class Desk:
         :raises ControlError: the socket can't be where the setting says.
         """
         self.history = History(inherited.restarts)
+        self.generation = inherited.generation
         # An old process has had the place until now.
         takes_over = inherited.parent is not None
         self._control.open(self._life.settings.control_socket, takes_over)
@@ -127,7 +131,7 @@ class Desk:
         own = processes[0]
         return {
             "pid": own["pid"],
-            "generation": self._life.generation,
+            "generation": self.generation,
             "state": own["state"],
             "addresses": [place for one in self._servers for place in one.places],
             "workers": [*self._booting(), *processes],
@@ -135,14 +139,14 @@ class Desk:
         }
 
     def _census(self) -> dict[str, t.Any]:
-        about = {"generation": self._life.generation, "state": self._life.state.name.lower()}
+        about = {"generation": self.generation, "state": self._life.state.name.lower()}
         return {**census(self._servers, self._life.moved), **about}
 
     def _booting(self) -> list[dict[str, t.Any]]:
         successor = self._succession.successor
         if successor is None or successor.is_ready:
             return []
-        about = stranger(successor.pid, self._life.generation + 1, "booting")
+        about = stranger(successor.pid, self.generation + 1, "booting")
         return [{**about, "age": round(time.monotonic() - successor.started, 3)}]
 
     def requests(self, stacks: bool, answer: Answer) -> None:
@@ -164,7 +168,7 @@ class Desk:
         old = self._predecessor
 
         def tell(answers: Answers) -> None:
-            unknown = [stranger(old.pid, self._life.generation - 1, "relieved")]
+            unknown = [stranger(old.pid, self.generation - 1, "relieved")]
             there = unknown if is_census and old.is_there else []
             then([*own, *answers.get(old.pid, there)])
 
@@ -172,8 +176,8 @@ class Desk:
 
     def forget_old_process(self) -> None:
         """It has ended, and all before it."""
-        self.history.move(self._life.generation - 1, self._life.moved["in"])
-        self.history.end(self._life.generation)
+        self.history.move(self.generation - 1, self._life.moved["in"])
+        self.history.end(self.generation)
         self._inquiries.on_death(self._predecessor)
 
     def stop(self, timeout: float | None, answer: Answer) -> None:
@@ -198,11 +202,7 @@ class Desk:
         """What has become of the service."""
         successor = self._succession.successor
         assert successor is not None
-        return {
-            "generation": self._life.generation + 1,
-            "old": [os.getpid()],
-            "new": [successor.pid],
-        }
+        return {"generation": self.generation + 1, "old": [os.getpid()], "new": [successor.pid]}
 
     def part_with(self, tells: t.Iterable[Tell], reason: str) -> tuple[list[str], list[int]]:
         """Have those who wait go to another process: a record, and descriptors.

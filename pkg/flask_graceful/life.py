@@ -73,8 +73,6 @@ class Life:
         self._first = servers[0]
         self.settings = self._first.settings
         self.state = State.INIT
-        # Of this process, counted by restarts; a worker's by its supervisor.
-        self.generation = 1
         self._loop = Loop()
         self.post = self._loop.post
         self.ask = self._loop.ask
@@ -86,6 +84,11 @@ class Life:
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
         self._report_timer = Timer(self._report)
+
+    @property
+    def generation(self) -> int:
+        """Of this process, counted by restarts; a worker's by its supervisor. From any thread."""
+        raise NotImplementedError
 
     @property
     def is_relieved(self) -> bool:
@@ -168,8 +171,6 @@ class Life:
     def _begin(self) -> None:
         """Get the listeners, run the hooks, accept, and tell the old process if there is one."""
         inherited = take_inheritance()
-        about = inherited.worker or {"generation": inherited.generation}
-        self.generation = about["generation"]
         addresses = {
             address: server.settings.tcp_keep_alive
             for server in self._servers

@@ -51,6 +51,10 @@ class SoleLife(Life):
         self._pid_file = PidFile(self.settings.pid_file)
         self.desk = Desk(self, self._loop, servers, self._succession, self._predecessor)
 
+    @property
+    def generation(self) -> int:
+        return self.desk.generation
+
     def _open_door(self, inherited: Inheritance) -> None:
         self.desk.open(inherited)
         self._pid_file.write()
@@ -132,7 +136,7 @@ class SoleLife(Life):
         files: dict[str, int] = {}
         for server in self._servers:
             files |= server.heirlooms.fds()
-        signals, generation = self._first.handles_signals, self.generation + 1
+        signals, generation = self._first.handles_signals, self.desk.generation + 1
         restarts = self.desk.history.record()
         return Successor(listeners, files, self._streams, signals, generation, restarts)
 

@@ -58,6 +58,7 @@ class WorkerLife(Life):
 
     signals = _HANDLED
     _supervisor: Channel | None = None
+    _generation = 0
 
     def __init__(self, servers: t.Sequence[GracefulServer]) -> None:
         super().__init__(servers)
@@ -87,9 +88,14 @@ class WorkerLife(Life):
             "refused": self._on_refused,
         }
 
+    @property
+    def generation(self) -> int:
+        return self._generation
+
     def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
         """Ask the supervisor for them."""
         assert inherited.parent is not None and inherited.worker is not None
+        self._generation = inherited.worker["generation"]
         shares = Shares(inherited.files.pop(NAME), inherited.worker["slot"])
         for server in self._servers:
             server.shares = shares
