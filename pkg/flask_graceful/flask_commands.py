@@ -191,12 +191,12 @@ def _serve(
     from .control import ControlError
     from .listeners import ListenError
     from .pidfile import PidFileError
+    from .restart import serve
     from .server import ServerClosed
     from .tls import CertificateFileError
 
-    tls = _tls(cert)
     try:
-        server = _make_server(app, address, flags, tls)
+        server = _make_server(app, address, flags, _tls(cert))
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     looking: t.Any = contextlib.nullcontext()
@@ -207,10 +207,9 @@ def _serve(
         if server.settings.workers and not has_parent():
             _check_free(server)
         with looking:
-            if tls:
-                server.listen_and_serve_tls()
-            server.listen_and_serve()
+            serve(server)
     except ServerClosed:
+        # Told to stop before it began.
         pass
     except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
         raise click.ClickException(str(error)) from None
