@@ -241,7 +241,7 @@ def test_an_address_in_use_is_one_line(hello: FlaskApp, flags: tuple[str, ...]) 
         (
             (),
             "app.config['GRACEFUL_THREADS'] = 'many'",
-            "threads: expected a whole number, got 'many'",
+            "GRACEFUL_THREADS in app.config: expected a whole number, got 'many'",
         ),
         (
             ("--key", "hello.py"),

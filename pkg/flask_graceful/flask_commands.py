@@ -148,10 +148,16 @@ def options_from(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """
     options: dict[str, t.Any] = {}
     for row in settings.rows():
-        value = config.get(f"GRACEFUL_{row.name.upper()}")
-        if value is not None:
-            is_text = isinstance(value, str)
+        key = f"GRACEFUL_{row.name.upper()}"
+        value = config.get(key)
+        if value is None:
+            continue
+        is_text = isinstance(value, str)
+        try:
             options[row.name] = settings.from_text(row.name, value) if is_text else value
+        except (TypeError, ValueError) as error:
+            reason = str(error).removeprefix(f"{row.name}: ")
+            raise ValueError(f"{key} in app.config: {reason}") from None
     return options
 
 
