@@ -181,7 +181,7 @@ def test_https(hello: FlaskApp, kind: str) -> None:
 
 def test_no_app_is_said_as_flask_run_says_it(hello: FlaskApp) -> None:
     hello.write(more="import nowhere")
-    for words in (("--app", "hello"), ("--app", "nobody"), ("--app", "hello:nothing"), ()):
+    for words in (("--app", "hello"), ()):
         ours = hello.flask(*words, "graceful", "run")
         theirs = hello.flask(*words, "run")
         assert (ours.returncode, errors(ours)) == (2, errors(theirs)), ours
@@ -241,7 +241,7 @@ def test_an_address_in_use_is_one_line(hello: FlaskApp, flags: tuple[str, ...]) 
         (
             (),
             "app.config['GRACEFUL_THREADS'] = 'many'",
-            "threads: expected a whole number, got 'many'",
+            "GRACEFUL_THREADS in app.config: expected a whole number, got 'many'",
         ),
         (
             ("--key", "hello.py"),

@@ -148,10 +148,16 @@ def options_from(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """
     options: dict[str, t.Any] = {}
     for row in settings.rows():
-        value = config.get(f"GRACEFUL_{row.name.upper()}")
-        if value is not None:
-            is_text = isinstance(value, str)
+        key = f"GRACEFUL_{row.name.upper()}"
+        value = config.get(key)
+        if value is None:
+            continue
+        is_text = isinstance(value, str)
+        try:
             options[row.name] = settings.from_text(row.name, value) if is_text else value
+        except (TypeError, ValueError) as error:
+            reason = str(error).removeprefix(f"{row.name}: ")
+            raise ValueError(f"{key} in app.config: {reason}") from None
     return options
 
 
@@ -191,12 +197,12 @@ def _serve(
     from .control import ControlError
     from .listeners import ListenError
     from .pidfile import PidFileError
+    from .restart import serve
     from .server import ServerClosed
     from .tls import CertificateFileError
 
-    tls = _tls(cert)
     try:
-        server = _make_server(app, address, flags, tls)
+        server = _make_server(app, address, flags, _tls(cert))
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     looking: t.Any = contextlib.nullcontext()
@@ -207,10 +213,9 @@ def _serve(
         if server.settings.workers and not has_parent():
             _check_free(server)
         with looking:
-            if tls:
-                server.listen_and_serve_tls()
-            server.listen_and_serve()
+            serve(server)
     except ServerClosed:
+        # Told to stop before it began.
         pass
     except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
         raise click.ClickException(str(error)) from None

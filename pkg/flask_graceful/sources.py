@@ -37,6 +37,7 @@ class Sources:
         self._excluded = list(excluded)
         self._library = _library()
         self._known: dict[str, Stamp] = {}
+        self._loaded: set[str] = set()
         self._roots: list[str] = []
         self._whole: tuple[str, ...] = ()
         # Where something happens when a file changes, comes or goes.
@@ -45,6 +46,7 @@ class Sources:
     def begin(self) -> None:
         """Remember what files are, from now on when they are imported."""
         self._known = self._look(self._find())
+        self._loaded.update(_modules(), self._extra)
         path_stats = SourceFileLoader.path_stats
 
         def noted(loader: SourceFileLoader, path: str) -> t.Mapping[str, t.Any]:
@@ -61,7 +63,9 @@ class Sources:
         """
         self._whole = tuple(os.path.abspath(path) + os.sep for path in whole)
         for path, stamp in self._look(self._find()).items():
-            self._known.setdefault(path, stamp)
+            # What is not loaded yet will be as it is then; the program may just have made it.
+            if path not in self._loaded:
+                self._known[path] = stamp
 
     def changed(self) -> list[str]:
         """The files that are not as they were when this was last asked, or they were loaded."""
@@ -82,6 +86,7 @@ class Sources:
         """It is about to be loaded. From any thread."""
         path = os.path.abspath(path)
         if self._counts(path):
+            self._loaded.add(path)
             self._known[path] = stamp
 
     def _counts(self, path: str) -> bool:
@@ -96,10 +101,7 @@ class Sources:
         self._roots = [path for path in [*directories, *self._extra] if os.path.isdir(path)]
         paths = self._walk(self._roots)
         paths.update(path for path in self._extra if not os.path.isdir(path))
-        for module in list(sys.modules.values()):
-            path = getattr(module, "__file__", None)
-            if isinstance(path, str) and os.path.isfile(path):
-                paths.add(os.path.abspath(path))
+        paths |= _modules()
         return {path for path in paths if self._counts(path)}
 
     def _walk(self, roots: t.Iterable[str]) -> set[str]:
@@ -133,6 +135,12 @@ def _stamp(path: str) -> Stamp:
     except OSError:
         return None
     return status.st_mtime, status.st_size
+
+
+def _modules() -> set[str]:
+    """The files of the modules that have been imported."""
+    paths = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    return {os.path.abspath(path) for path in paths if path and os.path.isfile(path)}
 
 
 def _library() -> tuple[str, ...]:
