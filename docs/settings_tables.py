@@ -21,8 +21,8 @@ def ways_to_set() -> Iterable[str]:
     yield "|---|---|---|"
     for row in rows():
         names = f"`{row.name}`<br>`{row.flag}`<br>`GRACEFUL_{row.name.upper()}`"
-        has_unit = row.unit in (BYTES, SECONDS) and row.default != "off"
-        default = f"{row.default} {row.unit}" if has_unit else row.default
+        unit = {SECONDS: " s", BYTES: " bytes"}.get(row.unit, "")
+        default = row.default if row.default == "off" else row.default + unit
         yield f"| {names} | {default} | {row.help} |"
 
 

@@ -38,10 +38,25 @@ app = Flask(__name__)
 def hello_world():
     return "<p>Hello, World!</p>"
 """
-# The line that has it served, and the arguments of the Python that serves it.
+SERVING = r"^(?P<pid>\d+) Serving HTTP on \S+:(?P<port>\d+)$"
+
+
+class Way(t.NamedTuple):
+    """How it is served: the line that is added to it, and what the Python that serves it is told.
+
+    :param says: what each generation prints when it serves.
+    """
+
+    line: str
+    arguments: list[str]
+    says: str
+
+
 WAYS = {
-    "command": ("", ["-m", "flask_graceful", "--bind", ":0", "hello:app"]),
-    "program": ("\nimport flask_graceful; flask_graceful.run(':0', 10, app)\n", ["hello.py"]),
+    "command": Way("", ["-m", "flask_graceful", "--bind", ":0", "hello:app"], SERVING),
+    "program": Way(
+        "\nimport flask_graceful; flask_graceful.run(':0', 10, app)\n", ["hello.py"], SERVING
+    ),
 }
 
 
@@ -150,13 +165,13 @@ def test_an_app_of_somebody_else_is_served_and_restarted(
     environment.install("Flask")
     before = environment.files()
     environment.install(str(dist.wheel))
-    line, arguments = WAYS[way]
+    line, arguments, says = WAYS[way]
     work = tmp_path / "work"
     work.mkdir()
     (work / "hello.py").write_text(QUICKSTART + line)
     one = Live([environment.python, *arguments], work, {"PYTHONPATH": "", "TMPDIR": str(work)})
     try:
-        _restart_and_stop(one)
+        _restart_and_stop(one, says)
     finally:
         one.end()
     environment.pip("uninstall", *PIP, "--yes", "flask-graceful", "httptools")
@@ -168,15 +183,14 @@ def test_an_app_of_somebody_else_is_served_and_restarted(
     assert {path.name for path in work.iterdir()} <= {"hello.py", "__pycache__"}
 
 
-def _restart_and_stop(one: Live) -> None:
+def _restart_and_stop(one: Live, says: str) -> None:
     """The next generation serves, on the same connections too, and nobody has lost anything."""
-    one.wait_for(r"Serving HTTP on \[::\]:(\d+)")
-    port = one.port
+    port = int(one.wait_for(says)["port"])
     with Client(("127.0.0.1", port)) as kept, Load(port, 4) as load:
         assert kept.get()[::2] == (200, b"<p>Hello, World!</p>")
         load.wait_count(50)
         os.kill(one.pid, signal.SIGHUP)
-        new = int(one.wait_for(r"new pid (\d+) and old pid")[1])
+        new = int(one.wait_for(says, 2)["pid"])
         one.wait_for(rf"^{one.pid} Serve\(\) returning")
         load.wait_count(load.count + 50)
         assert kept.get()[::2] == (200, b"<p>Hello, World!</p>")
