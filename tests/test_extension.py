@@ -932,3 +932,18 @@ def test_a_server_of_another_kind_is_no_trouble(app: Flask, running: Start) -> N
     assert type(one.server) is Server and not isinstance(one.server, GracefulServer)
     with one.connect() as client:
         assert [client.get(path)[0] for path in ("/livez", "/readyz", "/about")] == [200] * 3
+
+
+def test_the_status_page_is_there_when_asked_for(app: Flask) -> None:
+    Graceful(app, status_page=True, status_token="secret")
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/graceful/", "/graceful/?token=secret")] == [
+        404,
+        200,
+    ]
+
+
+def test_without_a_word_there_is_no_status_page(app: Flask) -> None:
+    Graceful(app, status_token="secret")
+    app.debug = True
+    assert app.test_client().get("/graceful/").status_code == 404
