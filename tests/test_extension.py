@@ -104,6 +104,12 @@ class Hello:
     def signal(self, signum: int, generation: int = 1) -> None:
         os.kill(self.pid(generation), signum)
 
+    def wait_over(self) -> int:
+        """Wait for the end of all processes, and of the log; the exit status of the first."""
+        status = self.one.process.wait(DEADLINE)
+        wait_until(lambda: self.one._is_over, "the end of the log")
+        return status
+
     def restart(self, generation: int = 2) -> int:
         self.signal(signal.SIGHUP, generation - 1)
         self.one.wait_for(rf"^{self.pid(generation - 1)} Serve\(\) returning")
@@ -150,7 +156,7 @@ def test_with_workers_one_pid_is_restarted_and_stopped(hello: Hello) -> None:
         kept.wait_count(count + 40)
     check_nothing_lost(kept, fresh)
     os.kill(supervisor, signal.SIGTERM)
-    assert hello.one.process.wait(DEADLINE) == 0
+    assert hello.wait_over() == 0
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -159,7 +165,7 @@ def test_an_address_in_use_is_one_line_and_status_1(hello: Hello, workers: int) 
         port = taken.getsockname()[1]
         run = f"Graceful(app).run(app, port={port}, workers={workers})"
         hello.start(run=run)
-        assert hello.one.process.wait(DEADLINE) == 1
+        assert hello.wait_over() == 1
     hello.one.wait_for("address already in use")
     # A supervisor quotes what its worker has said.
     lines = {text.removeprefix("| ") for text in hello.one.log.splitlines() if "in use" in text}
@@ -361,14 +367,14 @@ def test_the_command_knows_the_extension(hello: Hello) -> None:
     with Client(("127.0.0.1", port)) as client:
         assert client.get("/settings")[2].split() == b"[5,7.0,0.0]".split()
     os.kill(pid, signal.SIGTERM)
-    assert hello.one.process.wait(DEADLINE) == 0
+    assert hello.wait_over() == 0
     assert hooks_of(hello.one, pid) == [*BEGUN, *ENDED]
 
 
 def test_the_command_names_a_wrong_key(hello: Hello) -> None:
     more = "Graceful(app)\napp.config['GRACEFUL_THREDS'] = 3"
     hello.start(more, command=("-m", "flask_graceful", "hello:app"))
-    assert hello.one.process.wait(DEADLINE) == 2
+    assert hello.wait_over() == 2
     line = "flask_graceful: unknown key 'GRACEFUL_THREDS' in app.config; "
     hello.one.wait_for(re.escape(line + "did you mean 'GRACEFUL_THREADS'?") + "$")
 
@@ -478,7 +484,7 @@ def test_those_who_stay_are_told_and_come_back_and_nothing_is_logged_as_an_error
     # Each stream was ended, and not cut: the farewell is its last word.
     assert [one.endswith("event: bye\ndata: -\n\n") for one in events.streams] == [True] * 3
     assert events.failed == []
-    hello.one.process.wait(DEADLINE)
+    hello.wait_over()
     for word in ("Traceback", "ERROR", "Error", "Cut", "Hammer", "WARNING"):
         assert word not in hello.one.log
 
@@ -926,3 +932,18 @@ def test_a_server_of_another_kind_is_no_trouble(app: Flask, running: Start) -> N
     assert type(one.server) is Server and not isinstance(one.server, GracefulServer)
     with one.connect() as client:
         assert [client.get(path)[0] for path in ("/livez", "/readyz", "/about")] == [200] * 3
+
+
+def test_the_status_page_is_there_when_asked_for(app: Flask) -> None:
+    Graceful(app, status_page=True, status_token="secret")
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/graceful/", "/graceful/?token=secret")] == [
+        404,
+        200,
+    ]
+
+
+def test_without_a_word_there_is_no_status_page(app: Flask) -> None:
+    Graceful(app, status_token="secret")
+    app.debug = True
+    assert app.test_client().get("/graceful/").status_code == 404

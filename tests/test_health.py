@@ -191,7 +191,7 @@ def test_with_workers_each_tells_its_generation(hello: Hello) -> None:
         asked(probe)
         os.kill(supervisor, signal.SIGTERM)
         wait_until(lambda: asked(probe)[0] == 503, "a word of the stop")
-    assert hello.one.process.wait(DEADLINE) == 0
+    assert hello.wait_over() == 0
 
 
 def test_files_are_sent_without_being_read_all_the_same(running: Start) -> None:

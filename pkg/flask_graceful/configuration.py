@@ -22,6 +22,7 @@ from .settings import PATH, SWITCH, Settings
 PREFIX = "GRACEFUL_"
 ADDRESS = "address"
 URL_PATH = "URL path"
+TEXT = "text"
 # FLASK_GRACEFUL_POLLER is the server's own, and from_prefixed_env takes it for a key of the app's.
 _NOT_OURS = {"poller"}
 
@@ -54,6 +55,12 @@ class Options:
     )
     metrics: str = _option(
         "", URL_PATH, "off", "for Prometheus, by prometheus_client; True: /metrics"
+    )
+    status_page: bool = _option(
+        False, SWITCH, "off", "the status page, /graceful/; seen in debug mode or with the token"
+    )
+    status_token: str = _option(
+        "", TEXT, "off", "opens the status page outside of debug mode: /graceful/?token=..."
     )
 
     def __post_init__(self) -> None:
@@ -161,6 +168,10 @@ def _checked(name: str, unit: str, value: t.Any) -> t.Any:
         return _checked_addresses(name, value)
     if unit == URL_PATH:
         return _checked_url_path(name, value)
+    if unit == TEXT:
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected a text, got {type(value).__name__}")
+        return value
     return settings.checked(name, unit, value)
 
 

@@ -41,6 +41,7 @@ from .pidfile import PidFileError
 from .restart import GracefulServer, serve
 from .server import Server, ServerClosed
 from .settings import checked_function
+from .statuspage import create_blueprint
 from .tls import CertificateFileError
 
 T = t.TypeVar("T")
@@ -108,6 +109,8 @@ class Graceful:
             state.has_metrics = True
         if pages:
             app.wsgi_app = health.Pages(app.wsgi_app, pages)  # type: ignore[method-assign]
+        if options.status_page:
+            app.register_blueprint(create_blueprint(options.status_token))
         app.extensions[NAME] = state
 
     # Serving.
