@@ -29,8 +29,8 @@ FLOORS = [
     ["reload", "replacement", "ending", "office", "supervisor"],
     ["promotion", "restart"],
     ["loader", "ask", "commands", "cli", "__main__"],
-    ["configuration", "health", "metrics", "statuspage", "appstate", "extension"],
-    ["sources", "notice", "development", "flask_commands"],
+    ["configuration", "health", "metrics", "statuspage", "appstate"],
+    ["sources", "notice", "development", "extension", "flask_commands"],
     ["__init__"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]

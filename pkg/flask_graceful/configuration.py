@@ -25,6 +25,8 @@ URL_PATH = "URL path"
 TEXT = "text"
 # FLASK_GRACEFUL_POLLER is the server's own, and from_prefixed_env takes it for a key of the app's.
 _NOT_OURS = {"poller"}
+# FLASK_GRACEFUL_RUN_PORT is a flag of `flask graceful run`, and a key of `from_prefixed_env`.
+_FLAGS = "run_"
 
 
 def _option(default: t.Any, unit: str, text: str, help: str) -> t.Any:
@@ -130,9 +132,13 @@ def _from_config(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         name = names.get(key)
         if name is not None:
             chosen[name] = _read(key, name, config[key])
-        elif key.removeprefix(PREFIX).lower() not in _NOT_OURS:
+        elif not _is_others(key.removeprefix(PREFIX).lower()):
             raise TypeError(f"unknown key {key!r} in app.config; {_hint(key, list(names))}")
     return chosen
+
+
+def _is_others(name: str) -> bool:
+    return name in _NOT_OURS or name.startswith(_FLAGS)
 
 
 def _check_names(options: t.Mapping[str, t.Any]) -> None:

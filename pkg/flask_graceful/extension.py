@@ -35,7 +35,7 @@ from .appstate import (
     state_of,
 )
 from .control import ControlError
-from .inheritance import inheritance
+from .inheritance import inheritance, is_child
 from .listeners import ListenError
 from .pidfile import PidFileError
 from .restart import GracefulServer, serve
@@ -43,6 +43,9 @@ from .server import Server, ServerClosed
 from .settings import checked_function
 from .statuspage import create_blueprint
 from .tls import CertificateFileError
+
+if t.TYPE_CHECKING:
+    from .development import Development
 
 T = t.TypeVar("T")
 AHook = t.TypeVar("AHook", bound=Hook)
@@ -132,7 +135,9 @@ class Graceful:
         :param host: where to listen; by default `GRACEFUL_BIND`, then that of `SERVER_NAME`, then
             `127.0.0.1`. `unix:///path` is a Unix socket.
         :param port: 5000 by default, or that of `SERVER_NAME`.
-        :param debug: sets `app.debug`.
+        :param debug: sets `app.debug`. Then changed code is started while the old code serves,
+            and Werkzeug's debugger shows exceptions, in a single worker; as `flask graceful run
+            --debug` does.
         :param load_dotenv: read `.env` and `.flaskenv`, where python-dotenv is installed.
         :param options: those of `Graceful`, and `ssl_context`: an `ssl.SSLContext`, or a
             certificate's file and its key's.
@@ -159,13 +164,22 @@ class Graceful:
         if debug is not None:
             app.debug = bool(debug)
         arguments = _for_server(app, host, port, options)
+        development = _development(app, host) if app.debug else None
+        if development is not None:
+            # The debugger's frames are in one process.
+            options = {**options, "workers": 1}
         server = make_server(app, options, **arguments)
+        looking: AbstractContextManager[None] = nullcontext()
+        if development is not None:
+            server.app = development.wsgi
+            looking = development.looking_after(server)
         # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise.
         logging.getLogger("flask_graceful").disabled = False
         pid = os.getpid() if inheritance().worker is None else os.getppid()
         server.before_begin(partial(_announce, app, server, pid))
         try:
-            serve(server)
+            with looking:
+                serve(server)
         except ServerClosed:
             # Told to stop before it began.
             pass
@@ -276,6 +290,23 @@ class Graceful:
                 "`with app.app_context():`; what a thread or a stream needs can be got before"
             )
         return state_of(current_app).server
+
+
+def _development(app: Flask, host: str | None) -> Development:
+    """The development mode, for a program that has been loaded."""
+    from .development import Development
+    from .sources import Sources
+
+    sources = Sources()
+    sources.begin()
+    if is_child():
+        # What applications ask that do something in the process alone that serves.
+        os.environ["WERKZEUG_RUN_MAIN"] = "true"
+    development = Development(app, sources, host or "127.0.0.1")
+    if not is_child():
+        for line in development.banner():
+            click.echo(line)
+    return development
 
 
 def _check_place() -> None:

@@ -28,7 +28,7 @@ from flask.helpers import get_debug_flag
 # `command` is needed later, but the directory may be another one then.
 from . import command as command
 from . import commands, settings
-from .inheritance import has_parent
+from .inheritance import inheritance
 
 if t.TYPE_CHECKING:
     import ssl
@@ -81,10 +81,30 @@ def _run(info: ScriptInfo, **given: t.Any) -> None:
     # stdlib's dictConfig switches off the loggers that it finds.
     log.setLevel(logging.INFO)
     log.disabled = False
-    if not has_parent():
+    if _is_first():
         show_server_banner(debug, info.app_import_path)
     development = _development(app, sources, given["host"] if debugger else None)
-    _serve(app, _address(given["host"], given["port"]), flags, given["cert"], development)
+    is_told = not {"host", "port"} <= _defaults()
+    address = _address(given["host"], given["port"]) if is_told else None
+    _serve(app, address, flags, given["cert"], development)
+
+
+def _defaults() -> set[str]:
+    """The flags that neither the command nor the environment has given."""
+    ctx = click.get_current_context()
+    source = click.core.ParameterSource.DEFAULT
+    return {name for name in ctx.params if ctx.get_parameter_source(name) is source}
+
+
+def _is_first() -> bool:
+    """Has the user started this process, and none of the service?"""
+    from .listeners import ListenError
+
+    try:
+        return inheritance().parent is None
+    except ListenError as error:
+        # What systemd says of its sockets.
+        raise click.ClickException(str(error)) from None
 
 
 def _check_single(flags: dict[str, t.Any]) -> None:
@@ -106,7 +126,7 @@ def _sources(given: dict[str, t.Any]) -> Sources:
     extra = [*(given["extra_files"] or ()), *DOTENV]
     sources = Sources(extra, given["exclude_patterns"] or ())
     sources.begin()
-    if has_parent():
+    if not _is_first():
         # What applications ask that do something in the process alone that serves.
         os.environ["WERKZEUG_RUN_MAIN"] = "true"
     return sources
@@ -134,31 +154,10 @@ def _development(app: Flask, sources: Sources | None, host: str | None) -> Devel
     from .development import Development
 
     development = Development(app, sources, host)
-    if not has_parent():
+    if _is_first():
         for line in development.banner():
             click.echo(line)
     return development
-
-
-def options_from(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """The settings that an application's configuration has, by their names; `GRACEFUL_WORKERS` is
-    `workers`. Text is read as a flag's.
-
-    :raises ValueError, TypeError: one is wrong.
-    """
-    options: dict[str, t.Any] = {}
-    for row in settings.rows():
-        key = f"GRACEFUL_{row.name.upper()}"
-        value = config.get(key)
-        if value is None:
-            continue
-        is_text = isinstance(value, str)
-        try:
-            options[row.name] = settings.from_text(row.name, value) if is_text else value
-        except (TypeError, ValueError) as error:
-            reason = str(error).removeprefix(f"{row.name}: ")
-            raise ValueError(f"{key} in app.config: {reason}") from None
-    return options
 
 
 # The server.
@@ -178,17 +177,32 @@ def _address(host: str, port: int) -> str:
 
 
 def _make_server(
-    app: Flask, address: str, flags: dict[str, t.Any], arguments: dict[str, t.Any]
+    app: Flask, address: str | None, flags: dict[str, t.Any], cert: Certificate
 ) -> GracefulServer:
-    """:raises ValueError, TypeError: a setting is wrong."""
-    from .restart import GracefulServer
+    """
+    :param address: None: as the configuration says, or the default.
+    :raises ValueError, TypeError: a setting is wrong.
+    """
+    from .appstate import make_server
 
-    return GracefulServer(address, app, **{**options_from(app.config), **flags}, **arguments)
+    options = dict(flags)
+    if address is not None:
+        options["bind"] = address
+    if isinstance(cert, tuple):
+        options["certfile"], options["keyfile"] = cert
+        return make_server(app, options)
+    if cert is None:
+        return make_server(app, options)
+    if cert == "adhoc":
+        from werkzeug.serving import generate_adhoc_ssl_context
+
+        cert = generate_adhoc_ssl_context()
+    return make_server(app, options, ssl_context=cert)
 
 
 def _serve(
     app: Flask,
-    address: str,
+    address: str | None,
     flags: dict[str, t.Any],
     cert: Certificate,
     development: Development | None,
@@ -202,7 +216,7 @@ def _serve(
     from .tls import CertificateFileError
 
     try:
-        server = _make_server(app, address, flags, _tls(cert))
+        server = _make_server(app, address, flags, cert)
     except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     looking: t.Any = contextlib.nullcontext()
@@ -210,7 +224,7 @@ def _serve(
         server.app = development.wsgi
         looking = development.looking_after(server)
     try:
-        if server.settings.workers and not has_parent():
+        if server.settings.workers and _is_first():
             _check_free(server)
         with looking:
             serve(server)
@@ -219,17 +233,6 @@ def _serve(
         pass
     except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
         raise click.ClickException(str(error)) from None
-
-
-def _tls(cert: Certificate) -> dict[str, t.Any]:
-    """The server's arguments for what `--cert` and `--key` have given."""
-    if isinstance(cert, tuple):
-        return {"certfile": cert[0], "keyfile": cert[1]}
-    if cert == "adhoc":
-        from werkzeug.serving import generate_adhoc_ssl_context
-
-        return {"ssl_context": generate_adhoc_ssl_context()}
-    return {} if cert is None else {"ssl_context": cert}
 
 
 def _check_free(server: GracefulServer) -> None:

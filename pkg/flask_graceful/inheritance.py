@@ -95,6 +95,12 @@ if _has_parent:
 _inheritance: Inheritance | None = None
 
 
+def is_child() -> bool:
+    """Was this process started by another one of the same service: as its successor, or by its
+    supervisor?"""
+    return _has_parent
+
+
 def has_parent() -> bool:
     """Was this process started as the successor of one that serves (row U1)? Workers of a service
     that begins are none.
