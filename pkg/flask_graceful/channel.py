@@ -102,6 +102,7 @@ class Channel:
                 return
             except OSError as error:
                 if error.errno != errno.ETOOMANYREFS:
+                    self._drop_outbox()
                     raise
                 # The system bears no more descriptors under way; the receiver takes some out.
                 return
@@ -179,9 +180,12 @@ class Channel:
         for fds in self._fds:
             _close(fds)
         self._fds.clear()
-        for _, given, is_given in self._outbox:
+        self._drop_outbox()
+
+    def _drop_outbox(self) -> None:
+        for _, fds, is_given in self._outbox:
             if is_given:
-                _close(given)
+                _close(fds)
         self._outbox.clear()
 
 

@@ -58,8 +58,11 @@ class Consent:
             self._end(data["reason"])
 
     def on_death(self, worker: Worker) -> None:
-        if worker is self._asked:
-            self._end(None)
+        then = self._then
+        if worker is self._asked and then is not None:
+            # Another one runs the same code.
+            self.forget()
+            self.ask(then)
 
     def forget(self) -> None:
         """The answer does not matter any more."""

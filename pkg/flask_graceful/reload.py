@@ -195,7 +195,8 @@ class Reload:
         """A worker has ended; did the reload need it? In a rolling one, it may have served."""
         if self._turnover is None or worker not in self._turnover.new:
             return False
-        self._fail(f"worker {worker.pid} {how}", worker.last_lines, worker.is_seen)
+        lines = worker.last_lines if self._turnover.awaits(worker) else []
+        self._fail(f"worker {worker.pid} {how}", lines, worker.is_seen)
         return True
 
     def give_up(self) -> None:

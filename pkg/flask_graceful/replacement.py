@@ -62,13 +62,12 @@ class Replacement:
         if is_over or worker.is_to_go:
             return
         worker.is_to_go = True
-        pause = self._pause_after(worker)
-        when = f"in {pause:g} seconds" if pause else "now"
         log.warning(
-            "%d Worker %d is to be replaced: %s; another one is started %s.",
-            os.getpid(), worker.pid, reason, when,
+            "%d Worker %d is to be replaced: %s; another one is started now.",
+            os.getpid(), worker.pid, reason,
         )  # fmt: skip
-        self._replace_after(pause)
+        # It serves no less for it: no pause, since others wait behind the request that is stuck.
+        self._replace_after(0)
 
     def _pause_after(self, worker: Worker) -> float:
         self._failures = 0 if worker.age > SOUND_AGE else self._failures + 1

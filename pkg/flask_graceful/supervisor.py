@@ -184,7 +184,7 @@ class Supervisor:
 
     def _on_silence(self, worker: Worker) -> None:
         """A worker has closed its channel, and lives: other threads of it do, for a time."""
-        worker.end_timer.func = worker.kill
+        worker.end_timer.func = worker.end_by_force
         self.loop.set(worker.end_timer, self.team.settings["hammer_time"] or KILL_TIME)
         if worker.duty is Duty.SERVING:
             worker.duty = Duty.DRAINING

@@ -95,7 +95,7 @@ class Turnover:
         return started
 
     def _serving(self) -> list[Worker]:
-        return [one for one in self.new if one.duty is Duty.SERVING]
+        return [one for one in self.new if one in self._team.on(Duty.SERVING)]
 
     def _present(self) -> list[Worker]:
         """The old workers that have not given way, in the order of their start."""
