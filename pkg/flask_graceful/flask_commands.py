@@ -28,7 +28,7 @@ from flask.helpers import get_debug_flag
 # `command` is needed later, but the directory may be another one then.
 from . import command as command
 from . import commands, settings
-from .inheritance import has_parent
+from .inheritance import inheritance
 
 if t.TYPE_CHECKING:
     import ssl
@@ -81,10 +81,21 @@ def _run(info: ScriptInfo, **given: t.Any) -> None:
     # stdlib's dictConfig switches off the loggers that it finds.
     log.setLevel(logging.INFO)
     log.disabled = False
-    if not has_parent():
+    if _is_first():
         show_server_banner(debug, info.app_import_path)
     development = _development(app, sources, given["host"] if debugger else None)
     _serve(app, _address(given["host"], given["port"]), flags, given["cert"], development)
+
+
+def _is_first() -> bool:
+    """Has the user started this process, and none of the service?"""
+    from .listeners import ListenError
+
+    try:
+        return inheritance().parent is None
+    except ListenError as error:
+        # What systemd says of its sockets.
+        raise click.ClickException(str(error)) from None
 
 
 def _check_single(flags: dict[str, t.Any]) -> None:
@@ -106,7 +117,7 @@ def _sources(given: dict[str, t.Any]) -> Sources:
     extra = [*(given["extra_files"] or ()), *DOTENV]
     sources = Sources(extra, given["exclude_patterns"] or ())
     sources.begin()
-    if has_parent():
+    if not _is_first():
         # What applications ask that do something in the process alone that serves.
         os.environ["WERKZEUG_RUN_MAIN"] = "true"
     return sources
@@ -134,7 +145,7 @@ def _development(app: Flask, sources: Sources | None, host: str | None) -> Devel
     from .development import Development
 
     development = Development(app, sources, host)
-    if not has_parent():
+    if _is_first():
         for line in development.banner():
             click.echo(line)
     return development
@@ -210,7 +221,7 @@ def _serve(
         server.app = development.wsgi
         looking = development.looking_after(server)
     try:
-        if server.settings.workers and not has_parent():
+        if server.settings.workers and _is_first():
             _check_free(server)
         with looking:
             serve(server)
