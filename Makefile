@@ -1,9 +1,9 @@
 # make run   set up, create the database, serve on port 8000
 # make test  set up and run the tests
-# make check style and types
 # make docs  the documentation as a site, in docs/_build/html
 # make settings  write the tables of settings into the documents
 # make matrix  the tests on each Python that is here, with the lowest and the newest dependencies
+# make check style and types
 # make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw of them
 # make bench-workers  what a second worker brings; needs wrk
 # make bench the speed beside other servers; needs wrk and libev (Debian: wrk, libev-dev)
@@ -12,7 +12,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check docs settings matrix soak bench bench-workers clean
+.PHONY: run test check soak bench bench-workers clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
@@ -25,6 +25,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs settings matrix
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
