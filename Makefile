@@ -1,6 +1,5 @@
 # make run   set up, create the database, serve on port 8000
 # make test  set up and run the tests
-# make check style and types
 # make docs  the documentation as a site, in docs/_build/html
 # make settings  write the tables of settings into the documents
 # make matrix  the tests on each Python that is here, with the lowest and the newest dependencies
@@ -27,6 +26,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs settings matrix
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
