@@ -203,6 +203,19 @@ def test_the_page_waits_for_a_server_that_was_stopped(program: Program, browser:
     wait_until(view.is_there, "the page is live again")
 
 
+def test_without_streams_the_page_asks_and_survives_as_well(
+    program: Program, browser: Browser
+) -> None:
+    one = program.start(site(threads=1))
+    view = View(browser, one.port)
+    wait_until(lambda: browser.texts("#link-text") == ["asks each second"], "it asks")
+    view.shows(_1="serving")
+    os.kill(one.pid, signal.SIGHUP)
+    view.shows(_1="gone", _2="serving")
+    assert view.pids(2) == serving_pids(one, 2)[1:]
+    assert browser.run("return window.mark") == "kept"
+
+
 def test_the_page_fits_a_phone_the_night_and_quiet_eyes(
     program: Program, browser: Browser, clients: Clients
 ) -> None:

@@ -224,14 +224,14 @@ def test_where_there_is_one_thread_the_page_asks(program: Program) -> None:
 
 
 def test_a_stream_ends_in_good_order_before_the_server_s_limit(program: Program) -> None:
-    for limits in ({"write_timeout": 3.0}, {"request_timeout_hard": 3.0}):
-        one = program.start(site(**limits))
-        began = time.monotonic()
-        with Stream(one.port) as stream:
+    limits: list[dict[str, t.Any]] = [{"write_timeout": 4.0}, {"request_timeout_hard": 4.0}]
+    servers = [program.start(site(**limit)) for limit in limits]
+    with ExitStack() as stack:
+        for one, stream in [(one, stack.enter_context(Stream(one.port))) for one in servers]:
+            # One that is cut has no end, and one that is too long has its process replaced.
             assert len(list(stream.states())) >= 2
-            assert time.monotonic() - began < 3
             assert stream.client.get("/")[2].decode() == str(one.pid)
-        assert "To be replaced" not in one.log
+            assert "To be replaced" not in one.log
 
 
 # A restart and a stop.

@@ -107,17 +107,6 @@ def _is_first() -> bool:
         raise click.ClickException(str(error)) from None
 
 
-def _is_first() -> bool:
-    """Has the user started this process, and none of the service?"""
-    from .listeners import ListenError
-
-    try:
-        return inheritance().parent is None
-    except ListenError as error:
-        # What systemd says of its sockets.
-        raise click.ClickException(str(error)) from None
-
-
 def _check_single(flags: dict[str, t.Any]) -> None:
     count = flags.get("workers", 1)
     if count > 1:

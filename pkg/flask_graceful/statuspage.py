@@ -222,8 +222,7 @@ class Watch:
     def begin(self, server: GracefulServer) -> int:
         """The number after which to `wait` for the state as it is now."""
         with self._news:
-            is_fresh = self._want_locked(server) and bool(self._text)
-            return self._number - is_fresh
+            return self._number - self._want_locked(server)
 
     def wait(self, server: GracefulServer, number: int, until: float) -> tuple[int, str] | None:
         """The first state after that number, and its own; None when the process is to end, or the

@@ -4,7 +4,7 @@
 "use strict";
 
 const SPAN = 60;        // seconds that the drawing shows
-const KEPT = 12;        // seconds for which a generation is shown when it has gone
+const KEPT = 8;         // seconds for which a generation is shown when it has gone
 const SILENT = 1500;    // milliseconds without a word until the page says so
 const POLL = 1000;      // milliseconds between questions when there is no stream
 const AGAIN = 5000;     // milliseconds until a stream is tried again
@@ -265,7 +265,7 @@ function showRestarts(restarts) {
     // What is not over yet is counted on.
     const run = isOpen ? `${Math.max(0, now() - one.at).toFixed(0)} s …` : seconds(one.over);
     const ready = one.ready === null ? (isOpen ? run : "–") : seconds(one.ready);
-    const moved = one.error || one.ready === null ? "–" : String(movedTo(one.generation, before(one.generation)));
+    const moved = one.error || one.ready === null ? "–" : String(movedTo(one.generation, olderThan(one.generation)));
     rows.push(["", [clock(one.at), String(one.generation), ready, one.ready === null ? "–" : run, moved]]);
     if (one.error) rows.push(["why", [`failed after ${seconds(one.over)}: ${one.error}`]]);
   }
@@ -288,7 +288,7 @@ function movedTo(number, old) {
 }
 
 /** The generation before this one, of those that are known. */
-function before(number) {
+function olderThan(number) {
   return generations.get(Math.max(...[...generations.keys()].filter((other) => other < number)));
 }
 
