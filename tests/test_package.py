@@ -53,6 +53,11 @@ class Way(t.NamedTuple):
 
 
 WAYS = {
+    "extension": Way(
+        "\nfrom flask_graceful import Graceful; Graceful(app).run(app, port=0)\n",
+        ["hello.py"],
+        r"on http://\S+:(?P<port>\d+) \(kill -1 (?P<pid>\d+)",
+    ),
     "command": Way("", ["-m", "flask_graceful", "--bind", ":0", "hello:app"], SERVING),
     "program": Way(
         "\nimport flask_graceful; flask_graceful.run(':0', 10, app)\n", ["hello.py"], SERVING
