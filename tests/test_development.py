@@ -92,6 +92,34 @@ def test_requests_in_flight_end_in_the_code_that_they_began_in(hello: FlaskApp) 
         assert client.get("/release")[2] == b"two"
 
 
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_program_s_own_run_develops_too(hello: FlaskApp, workers: int) -> None:
+    """As `app.run(debug=True)`; in one process, whatever is configured for others."""
+    more = f"""
+app.config["GRACEFUL_WORKERS"] = {workers}
+if __name__ == "__main__":
+    from flask_graceful import Graceful
+    Graceful(app).run(app, port=0, debug=True)
+"""
+    hello.write(more=more)
+    one = hello.one = hello.begin(command=("hello.py",))
+    one.wait_for(GENERATION)
+    one.wait_for(r"^ \* Debugger PIN")
+    port = int(one.wait_for(r"on http://127\.0\.0\.1:(\d+) \(kill -1 (\d+) restarts it")[1])
+    with KeptLoad(port, [0.01] * 2) as kept:
+        hello.write("two", SYNTAX + more)
+        one.wait_for(r"^\| SyntaxError: invalid syntax")
+        with Client(("127.0.0.1", port)) as client:
+            assert client.get("/release")[2] == b"one"
+            assert b"SyntaxError" in client.get("/page", BROWSER)[2]
+        hello.write("three", more)
+        one.wait_for(GENERATION, 2)
+        with Client(("127.0.0.1", port)) as client:
+            wait_until(lambda: client.get("/release")[2] == b"three", "the new code")
+    check_nothing_lost(kept)
+    assert one.log.count("Debugger PIN") == 1
+
+
 # What is looked after.
 
 
