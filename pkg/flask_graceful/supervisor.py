@@ -58,7 +58,6 @@ class Supervisor:
         self.loop = Loop()
         self.team = Team(state["team"])
         self.notifier = Notifier(state["notify"])
-        # An older program has none.
         self.history = History(state.get("restarts", ()))
         self._origin = Origin(*state["origin"])
         self._streams = Streams(*state["streams"])
