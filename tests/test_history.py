@@ -75,10 +75,16 @@ def test_all_old_processes_are_asked_through_those_between(
     pids.append(restart(one, pids[1], 3))
     with Client(("127.0.0.1", one.port)) as idle:
         idle.get()
-        workers = tell(pids[2])["workers"]
-        assert [(w["pid"], w["generation"], w["state"]) for w in workers] == [
+        expected = [
             (pids[2], 3, "running"), (pids[1], 2, "relieved"), (pids[0], 1, "relieved"),
         ]  # fmt: skip
+
+        def is_relieved() -> bool:
+            found = tell(pids[2])["workers"]
+            return [(w["pid"], w["generation"], w["state"]) for w in found] == expected
+
+        wait_until(is_relieved, "all three, the newest first")
+        workers = tell(pids[2])["workers"]
 
         def active() -> list[tuple[int, int]]:
             found = tell(pids[2])["workers"]

@@ -59,7 +59,6 @@ class Supervisor:
         self.signals = Signals(SIGNALS)
         self.team = Team(state["team"], self.loop)
         self.notifier = Notifier(state["notify"])
-        # An older program has none.
         self.history = History(state.get("restarts", ()))
         self._origin = Origin(*state["origin"])
         self._streams = Streams(*state["streams"])
