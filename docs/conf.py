@@ -62,7 +62,9 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
         text = _as_in_docs(path.read_text())
         app.env.note_dependency(str(path))
     elif docname == "server":
-        part = _part(README.read_text(), "## Use the server in your own Flask app", "## The blog API")
+        part = _part(
+            README.read_text(), "## Use the server in your own Flask app", "## The blog API"
+        )
         text = f"# The server\n{_as_in_docs(part)}"
         app.env.note_dependency(str(README))
     for outside, inside in _OUT_OF_DOCS.items():

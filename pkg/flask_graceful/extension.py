@@ -169,20 +169,12 @@ class Graceful:
             # The debugger's frames are in one process.
             options = {**options, "workers": 1}
         server = make_server(app, options, **arguments)
-        looking: AbstractContextManager[None] = nullcontext()
-        if development is not None:
-            server.app = development.wsgi
-            looking = development.looking_after(server)
         # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise.
         logging.getLogger("flask_graceful").disabled = False
         pid = os.getpid() if inheritance().worker is None else os.getppid()
         server.before_begin(partial(_announce, app, server, pid))
         try:
-            with looking:
-                serve(server)
-        except ServerClosed:
-            # Told to stop before it began.
-            pass
+            _serve(server, development)
         except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
             sys.exit(f"{app.name}: {error}")
 
@@ -290,6 +282,19 @@ class Graceful:
                 "`with app.app_context():`; what a thread or a stream needs can be got before"
             )
         return state_of(current_app).server
+
+
+def _serve(server: GracefulServer, development: Development | None) -> None:
+    looking: AbstractContextManager[None] = nullcontext()
+    if development is not None:
+        server.app = development.wsgi
+        looking = development.looking_after(server)
+    try:
+        with looking:
+            serve(server)
+    except ServerClosed:
+        # Told to stop before it began.
+        pass
 
 
 def _development(app: Flask, host: str | None) -> Development:
