@@ -398,6 +398,10 @@ class Signals:
         """The signals that came since the last call, in their order."""
         return [number for number in self._waker.drain() if number in self._numbers]
 
+    def ignore(self) -> None:
+        """The process is about to end: none of them is to end it otherwise."""
+        self._old = dict.fromkeys(self._old, signal.SIG_IGN)
+
     def send_again(self) -> None:
         """Have those that nobody has read come once more. While they are blocked, they wait for
         the program that takes this one's place."""

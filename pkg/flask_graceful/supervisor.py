@@ -124,6 +124,7 @@ class Supervisor:
                 self._listen(worker)
             while self.team.workers or not self.is_stopping:
                 self.loop.turn()
+            self.signals.ignore()
         self.team.close()
         self.office.close()
         self._pid_file.remove()
