@@ -1,8 +1,7 @@
 """What a second worker brings: `make bench-workers`.
 
 One and two workers are measured in turn, with a Flask application and wrk on the same machine. On a
-machine of two cores the client takes its share of them: what it costs is measured and stated, and
-with it the most that two workers could reach.
+machine of two cores the client takes its share of them: what it costs is measured and stated.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ def main() -> None:
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     print(f"{datetime.date.today()}, Python {platform.python_version()}, {cores} cores\n")
-    print("| work | one worker | two workers | ratio | client's CPU | possible |")
-    print("|---|---|---|---|---|---|")
+    print("| work | one worker | two workers | ratio | client's CPU with two |")
+    print("|---|---|---|---|---|")
     for app in ("flask", "bare"):
-        print(row(app, options, cores), flush=True)
+        print(row(app, options), flush=True)
 
 
-def row(app: str, options: t.Any, cores: int) -> str:
+def row(app: str, options: t.Any) -> str:
     rates: dict[str, list[float]] = {"workers_1": [], "workers_2": []}
     costs = []
     for number in range(options.rounds):
@@ -66,12 +65,9 @@ def row(app: str, options: t.Any, cores: int) -> str:
     ratio = statistics.median(two / one for one, two in pairs)
     one, two = (statistics.median(values) for values in rates.values())
     cost = statistics.median(costs)
-    # Both workers and the client share the cores: so many requests a second fit, if nothing is
-    # lost.
-    possible = cores * 1e6 / (1e6 / one + cost) / one
     return (
         f"| {app}, {CONNECTIONS} connections | {one:,.0f}/s | {two:,.0f}/s | {ratio:.2f} x "
-        f"| {cost:.1f} us a request | {possible:.2f} x |"
+        f"| {cost:.1f} us a request |"
     )
 
 
