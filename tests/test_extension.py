@@ -696,6 +696,8 @@ def test_each_setting_has_a_key_and_words_are_read(
     monkeypatch.setenv("FLASK_GRACEFUL_READ_TIMEOUT", "off")
     monkeypatch.setenv("FLASK_GRACEFUL_LIVEZ", "on")
     monkeypatch.setenv("FLASK_GRACEFUL_READYZ", "off")
+    monkeypatch.setenv("FLASK_GRACEFUL_STATUS_PAGE", "on")
+    monkeypatch.setenv("FLASK_GRACEFUL_STATUS_TOKEN", "123456")
     monkeypatch.setenv("FLASK_GRACEFUL_BIND", '["127.0.0.1:0", "[::1]:0"]')
     # The server's own.
     monkeypatch.setenv("FLASK_GRACEFUL_POLLER", "portable")
@@ -708,6 +710,7 @@ def test_each_setting_has_a_key_and_words_are_read(
     assert [one.text for one in server.addresses] == ["127.0.0.1:0", "[::1]:0"]
     client = app.test_client()
     assert [client.get(path).status_code for path in ("/livez", "/readyz")] == [200, 404]
+    assert client.get("/graceful/?token=123456").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -198,3 +198,16 @@ print(app.test_client().get("/numbers").text)
     # What the server does is not known.
     assert "graceful_generation" not in said
     assert t.cast("int", said.count("graceful_requests_total{")) == 1
+
+
+def test_a_directory_that_is_none_is_named_at_once(tmp_path: Path) -> None:
+    code = "from flask import Flask; from flask_graceful import Graceful; "
+    for directory in ("", str(tmp_path / "none")):
+        ended = subprocess.run(
+            [sys.executable, "-c", code + "Graceful(Flask('web'), metrics=True)"],
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": directory},
+            text=True,
+            capture_output=True,
+            timeout=30,
+        )
+        assert f"PROMETHEUS_MULTIPROC_DIR is {directory!r}, which is no directory" in ended.stderr

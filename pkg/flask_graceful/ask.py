@@ -19,7 +19,7 @@ import time
 import typing as t
 
 from .peers import Peer, peer_of
-from .places import directories, environment_of, remove_if_dead, sockets_in
+from .places import AUTO, absolute, directories, environment_of, remove_if_dead, sockets_in
 
 # How long a server may say nothing, and how often an end is looked for that is not told; seconds.
 SILENT_TIME = 10.0
@@ -66,13 +66,14 @@ def find(pid: int | None) -> list[Found]:
     places = _places(pid)
     for place in places:
         try:
-            sockets = sockets_in(place)
+            for other, path in sockets_in(place):
+                if pid in (None, other) and other not in found and not remove_if_dead(path):
+                    found[other] = Found(other, path)
         except PermissionError:
             denied = denied or place
-            continue
-        for other, path in sockets:
-            if pid in (None, other) and other not in found and not remove_if_dead(path):
-                found[other] = Found(other, path)
+        except OSError as error:
+            # No descriptor is left, for one.
+            raise AskError(f"can't look for servers in {place}: {error.strerror}") from None
     if found:
         return list(found.values())
     if denied:
@@ -85,6 +86,18 @@ def find(pid: int | None) -> list[Found]:
     if not is_alive(pid):
         raise AskError(f"no process has the pid {pid}")
     raise AskError(f"process {pid} has no control socket in {', '.join(places)}; try --socket PATH")
+
+
+def find_by_setting(setting: str, pid: int) -> str:
+    """The path at which a service is to be asked.
+
+    :param setting: its `control_socket`.
+    :param pid: the process that has it.
+    :raises AskError: there is none.
+    """
+    if not setting:
+        raise AskError("control_socket is off, and nobody can be asked; auto is its default")
+    return find(pid)[0].path if setting == AUTO else absolute(setting)
 
 
 def _places(pid: int | None) -> list[str]:
@@ -113,7 +126,10 @@ class Caller:
         self._path = path
         self._patience = patience
         self._input = b""
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise AskError(f"no socket to ask with: {error.strerror}") from None
         try:
             self._connect()
             self.peer: Peer | None = peer_of(self._sock)

@@ -160,6 +160,9 @@ def _read(key: str, name: str, value: t.Any) -> t.Any:
         if name in own:
             if own[name] in (SWITCH, URL_PATH):
                 value = settings.switch_from_text(value)
+            elif own[name] == TEXT and type(value) is int:
+                # from_prefixed_env makes numbers of digits.
+                value = str(value)
             return _checked(name, own[name], value)
         if isinstance(value, str):
             return settings.from_text(name, value)

@@ -21,7 +21,7 @@ import time
 import typing as t
 from collections import Counter
 
-from .ask import AskError, Caller, find, is_alive
+from .ask import AskError, Caller, find_by_setting, is_alive
 from .census import census
 from .health import Answer, state_of
 from .restart import GracefulServer
@@ -44,10 +44,17 @@ _OF_A_PROCESS = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
 class Meters:
     """What is measured of requests, once in a process.
 
-    :raises RuntimeError: prometheus_client is not installed.
+    :raises RuntimeError: prometheus_client is not installed, or can't have its files.
     """
 
     def __init__(self) -> None:
+        # Its presence alone counts for prometheus_client.
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if directory is not None and not os.path.isdir(directory):
+            raise RuntimeError(
+                f"metrics: PROMETHEUS_MULTIPROC_DIR is {directory!r}, which is no directory: make "
+                "it, or leave the variable out"
+            )
         try:
             import prometheus_client
         except ImportError as error:
@@ -166,11 +173,8 @@ def _processes(server: GracefulServer) -> list[dict[str, t.Any]]:
 
 def _ask_supervisor(server: GracefulServer) -> list[dict[str, t.Any]]:
     """What all workers do; nothing when it can't be asked."""
-    setting = server.settings.control_socket
-    if not setting:
-        return []
     try:
-        path = find(os.getppid())[0].path if setting == "auto" else setting
+        path = find_by_setting(server.settings.control_socket, os.getppid())
         with Caller(path, PATIENCE) as caller:
             status = caller.ask("status")
     except AskError:

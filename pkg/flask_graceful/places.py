@@ -9,6 +9,7 @@ whoever finds it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -94,16 +95,16 @@ def directories(environ: t.Mapping[str, str], uid: int) -> list[Directory]:
 def sockets_in(path: str) -> list[tuple[int, str]]:
     """The pids and paths of control sockets in a directory; none in one that is not to be trusted.
 
-    :raises PermissionError: this user may not look into it.
+    :raises PermissionError: this user may not look into it; OSError: no descriptor is left.
     """
     uid = os.geteuid()
     try:
         # Root may look at what others have.
         _check(path, None if uid == 0 else {uid, 0}, 0o022)
         names = os.listdir(path)
-    except PermissionError:
-        raise
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+            raise
         return []
     matches = (re.fullmatch(r"([0-9]{1,9})\.sock", name) for name in names)
     return sorted((int(one[1]), os.path.join(path, one[0])) for one in matches if one)
