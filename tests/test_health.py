@@ -172,6 +172,39 @@ def late():
     assert (said["code"], said["state"], said["generation"]) == (200, "relieved", 1)
 
 
+def test_a_worker_that_gives_way_is_not_ready_when_the_service_ends(hello: Hello) -> None:
+    more = (
+        ON
+        + """
+
+@app.route("/late")
+def late():
+    say(os.getpid(), "late begins")
+    environ = {"flask_graceful.server": request.environ["flask_graceful.server"]}
+    codes = []
+    while 503 not in codes and len(codes) < 1000:
+        time.sleep(0.01)
+        answer = app.test_client().get("/readyz", environ_overrides=environ)
+        codes += [answer.status_code]
+    return answer.json | {"codes": sorted(set(codes))}
+"""
+    )
+    hello.start(more, "graceful.run(app, port=0, workers=1, shutdown_delay=60)")
+    hello.one.wait_for("Generation 1 serves")
+    supervisor = hello.pid()
+    with Client(hello.address) as client:
+        client.send(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
+        hello.one.wait_for(r"^\d+ late begins")
+        os.kill(supervisor, signal.SIGHUP)
+        hello.one.wait_for("Generation 2 serves")
+        os.kill(supervisor, signal.SIGTERM)
+        said = json.loads(client.response()[2])
+        assert (said["codes"], said["state"]) == ([200, 503], "relieved")
+        # Do not wait.
+        os.kill(supervisor, signal.SIGTERM)
+    assert hello.wait_over() == 0
+
+
 def test_with_workers_each_tells_its_generation(hello: Hello) -> None:
     hello.start(ON, "graceful.run(app, port=0, workers=2, shutdown_delay=0.5)")
     supervisor = hello.pid()

@@ -89,7 +89,8 @@ class Ending:
         delay = self._team.settings["shutdown_delay"]
         if delay:
             log.info("%d Serving on for %g seconds.", os.getpid(), delay)
-            self._team.tell(Duty.SERVING, {"delay": True})
+            for duty in (Duty.SERVING, Duty.DRAINING):
+                self._team.tell(duty, {"delay": True})
             self._loop.set(self._delay_timer, delay)
         else:
             self._shut_down()

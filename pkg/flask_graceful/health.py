@@ -86,11 +86,11 @@ def readyz(server: Server | None, ready_during_delay: bool = False) -> Answer:
     :param ready_during_delay: also while a process that was told to stop serves on for
         `shutdown_delay`.
     """
-    state = state_of(server)
-    welcome = [State.RUNNING, State.RELIEVED]
+    welcome = {State.RUNNING, State.RELIEVED}
     if ready_during_delay:
-        welcome.append(State.DELAYING)
-    if state in welcome:
+        welcome.add(State.DELAYING)
+    # A process that gives way serves on, but not for a service that ends.
+    if {state_of(server), getattr(server, "service_ends", None) or State.RUNNING} <= welcome:
         return _answer("200 OK", "ready", server)
     return _answer("503 Service Unavailable", "not ready", server)
 

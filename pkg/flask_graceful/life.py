@@ -64,6 +64,8 @@ class Life:
 
     # What is listened to.
     signals: t.Mapping[int, str] = SIGNALS
+    # How far a stop of the whole service has come, if this process has been told of one.
+    service_ends: State | None = None
     # The way of connections to other processes, and the processes whose connections come here.
     _departures: Departures
     _predecessor: Predecessor | Predecessors
@@ -340,6 +342,7 @@ class Life:
         if not self.is_relieved:
             return
         if is_over:
+            self.service_ends = State.SHUTTING_DOWN
             self._predecessor.tell_leaving()
         for server in self._servers:
             server.stop_moving(is_over)

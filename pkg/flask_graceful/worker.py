@@ -231,6 +231,7 @@ class WorkerLife(Life):
 
     def _begin_delay(self) -> None:
         """The service is about to end: serve on, and let the application say so."""
+        self.service_ends = State.DELAYING
         if self.state is State.RUNNING:
             self.state = State.DELAYING
 
@@ -241,6 +242,7 @@ class WorkerLife(Life):
         """
         if timeout is not None:
             self._hammer_time = timeout
+        self.service_ends = State.SHUTTING_DOWN
         if self.state in (State.RUNNING, State.DELAYING):
             self._shut_down()
         elif self.is_relieved:
