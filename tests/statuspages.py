@@ -7,16 +7,19 @@ import typing as t
 from program import END
 
 
-def site(more: str = "", *, token: str = "", debug: bool = True, **options: t.Any) -> str:
+def site(
+    more: str = "", *, after: str = "", token: str = "", debug: bool = True, **options: t.Any
+) -> str:
     """The text of a program that serves a Flask application with the page.
 
-    :param more: what runs before the server is made.
+    :param more: what runs before the application is made.
+    :param after: what runs before the server is made.
     :param options: of the server.
     """
     addr = options.pop("addr", ":0")
     options = {"idle_grace": 0, **options}
     return f"""
-from flask import Flask
+from flask import Flask, request
 from flask_graceful.statuspage import create_blueprint
 
 {more}
@@ -38,5 +41,6 @@ def held():
     wait_for_file("go")
     return str(os.getpid())
 
+{after}
 server = GracefulServer({addr!r}, site, **{options!r})
 {END}"""

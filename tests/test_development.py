@@ -320,6 +320,9 @@ def test_requests_are_logged(hello: FlaskApp) -> None:
     hello.get("/nothing%1b[31m")
     hello.get(PATH)
     one.wait_for(r'^127\.0\.0\.1 "GET /page\?a=1" 200 \d+ ms$')
+    # What opens the status page is not written down.
+    hello.get("/page?a=1&token=secret&b=2")
+    one.wait_for(r'^127\.0\.0\.1 "GET /page\?a=1&token=\.\.\.&b=2" 200 \d+ ms$')
     one.wait_for(r'^127\.0\.0\.1 "GET /nothing%1b\[31m" 404 \d+ ms$')
     assert PATH not in one.log
 

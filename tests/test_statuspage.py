@@ -38,10 +38,10 @@ def app(token: str = "", debug: bool = False, **options: t.Any) -> Flask:
 class Stream(ExitStack):
     """Somebody who watches."""
 
-    def __init__(self, address: t.Any, headers: str = "") -> None:
+    def __init__(self, address: t.Any, headers: str = "", query: str = "") -> None:
         super().__init__()
         self.client = self.enter_context(connect(address))
-        request = f"GET /graceful/events HTTP/1.1\r\nHost: a\r\n{headers}\r\n"
+        request = f"GET /graceful/events{query} HTTP/1.1\r\nHost: a\r\n{headers}\r\n"
         self.client.send(request.encode())
         head = self.client._until(b"\r\n\r\n").decode()
         self.status = int(head.split()[1])
@@ -82,11 +82,35 @@ def threads(port: int) -> list[str]:
 def test_without_debug_and_token_there_is_no_page(path: str) -> None:
     for one in (app(), app("open sesame")):
         client = one.test_client()
-        nothing = client.get(NOTHING)
-        for query in ("", "?token=", "?token=wrong", "?token=%ff", "?token=open"):
-            answer = client.get(path + query)
-            assert (answer.status_code, answer.data) == (404, nothing.data), query
-            assert dict(answer.headers) == dict(nothing.headers)
+        for method in ("GET", "HEAD", "OPTIONS", "POST", "DELETE", "BREW"):
+            nothing = client.open(NOTHING, method=method)
+            for query in ("", "?token=", "?token=wrong", "?token=%ff", "?token=open"):
+                answer = client.open(path + query, method=method)
+                assert (answer.status_code, answer.data) == (404, nothing.data), (method, query)
+                assert dict(answer.headers) == dict(nothing.headers)
+
+
+@pytest.mark.parametrize(
+    "path", ["//graceful", "/graceful//", "/graceful//page.css", "/graceful/x"]
+)
+def test_no_other_path_tells_that_there_is_a_page(path: str) -> None:
+    answer = app("open sesame").test_client().get(path)
+    assert (answer.status_code, "Location" in answer.headers) == (404, False)
+
+
+def test_what_the_application_has_beside_the_page_is_its_own() -> None:
+    one = app("open sesame")
+    one.add_url_rule("/graceful/own", "own", view_func=lambda: "own", methods=["GET"])
+    one.add_url_rule("/gracefully", "ly", view_func=lambda: "gracefully", methods=["GET"])
+    client = one.test_client()
+    assert client.get("/graceful/own").text == "own"
+    assert client.get("/gracefully").text == "gracefully"
+    assert client.post("/gracefully").status_code == 405
+
+
+def test_who_may_see_the_page_is_told_of_a_wrong_method() -> None:
+    answer = app(debug=True).test_client().post("/graceful/")
+    assert answer.status_code == 405 and "GET" in answer.headers["Allow"]
 
 
 @pytest.mark.parametrize("cookie", ["", "wrong", "open sesame", "\xff", '"\\377"'])
@@ -115,15 +139,21 @@ def test_the_token_is_asked_for_once() -> None:
 
 
 def test_over_tls_the_cookie_stays_there() -> None:
-    answer = app("x").test_client().get("/graceful/?token=x", base_url="https://a/")
-    assert "Secure" in answer.headers["Set-Cookie"].split("; ")
+    client = app("x").test_client()
+    answers = [
+        client.get("/graceful/?token=x", base_url="https://a/"),
+        client.get("/graceful/?token=x", headers={"X-Forwarded-Proto": "https"}),
+    ]
+    for answer in answers:
+        assert "Secure" in answer.headers["Set-Cookie"].split("; ")
 
 
 def test_the_page_is_found_without_its_slash() -> None:
     client = app(debug=True).test_client()
     answer = client.get("/graceful")
     assert (answer.status_code, answer.headers["Location"]) == (302, "/graceful/")
-    answer = app("a b").test_client().get("/graceful?token=a%20b")
+    query = "token=a%20b&_scheme=http&_external=1&endpoint=x&_anchor=y&filename=z"
+    answer = app("a b").test_client().get(f"/graceful?{query}")
     assert answer.headers["Location"] == "/graceful/?token=a+b"
 
 
@@ -214,6 +244,76 @@ def test_viewers_leave_threads_to_others(program: Program) -> None:
     wait_until(lambda: state_of(port)["status"]["workers"][0]["watching"] == 0, "room again")
     with Stream(port) as stream:
         assert stream.status == 200
+
+
+REPLACED = """
+@site.after_request
+def instead(response):
+    if request.args.get("act") == "replace":
+        return site.response_class("another one")
+    if request.args.get("act") == "fail":
+        raise ValueError("as asked for")
+    return response
+
+@site.get("/collected")
+def collected():
+    import gc
+    return str(gc.collect())
+"""
+
+
+def test_a_place_that_no_stream_has_is_free(program: Program) -> None:
+    """Whatever the application does with the answer, and to whom it only asks for the headers."""
+    one = program.start(site(after=REPLACED, threads=4, debug=False, token="x"))
+    with connect(one.port) as client:
+        for query, code in (("&act=replace", 200), ("&act=fail", 500)):
+            assert client.get(f"/graceful/events?token=x{query}")[0] == code
+        # An exception's frames, which hold the answer, are in a circle.
+        assert client.get("/collected")[0] == 200
+        client.send(b"HEAD /graceful/events?token=x HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.response(head_only=True)[0] == 200
+        assert client.get("/")[0] == 200
+    with Stream(one.port, query="?token=x") as stream:
+        assert stream.status == 200
+        state = stream.next()
+    assert state is not None and state["status"]["workers"][0]["watching"] == 1
+
+
+def test_without_a_descriptor_left_viewers_are_told_and_the_page_recovers(
+    program: Program,
+) -> None:
+    full = """
+import resource
+
+@site.get("/fill")
+def fill():
+    site.soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    site.held = []
+    try:
+        while True:
+            site.held.append(open(os.devnull))
+    except OSError:
+        return "full"
+
+@site.get("/free")
+def free():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (site.soft, site.soft))
+    for one in site.held:
+        one.close()
+    return "free"
+"""
+    one = program.start(site(after=full))
+    with Stream(one.port) as stream, connect(one.port) as client:
+        assert stream.next() is not None
+        assert client.get("/fill")[2] == b"full"
+        troubled = next(state for state in stream.states() if "error" in state)
+        assert "Too many open files" in troubled["error"]
+        assert "error" in json.loads(client.get("/graceful/state")[2])
+        assert client.get("/free")[2] == b"free"
+        assert next(state for state in stream.states() if "status" in state)
+    assert "Traceback" not in one.log
 
 
 def test_where_there_is_one_thread_the_page_asks(program: Program) -> None:

@@ -33,7 +33,7 @@ def census(servers: t.Iterable[ReliefServer], moved: t.Mapping[str, int]) -> dic
         states.update(one.state for one in server.connections())
         taken += len(server.taken_over())
         requests += len(server.running_requests())
-        watching += server.watching
+        watching += len(server.watchers)
         tracked += server.tracked
     names = (ConnState.NEW, ConnState.ACTIVE, ConnState.IDLE)
     return {

@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import threading
 import time
 import traceback
@@ -191,13 +192,19 @@ class RequestLog:
                 '%s "%s %s" %s %.0f ms',
                 environ.get("REMOTE_ADDR") or "-",
                 environ["REQUEST_METHOD"],
-                ascii(environ.get("RAW_URI", environ.get("PATH_INFO", "")))[1:-1],
+                _without_token(environ),
                 status[:3],
                 (time.monotonic() - began) * 1000,
             )
             return start_response(status, headers, *rest)
 
         return self._app(environ, start)
+
+
+def _without_token(environ: WSGIEnvironment) -> str:
+    """A request's target as it may be logged: what opens the status page is nobody's business."""
+    target = environ.get("RAW_URI") or environ.get("PATH_INFO", "")
+    return re.sub("(?<=[?&]token=)[^&]+", "...", ascii(target)[1:-1])
 
 
 def print_failure(error: BaseException) -> None:

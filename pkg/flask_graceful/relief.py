@@ -17,6 +17,8 @@ import typing as t
 from .server import Server
 
 if t.TYPE_CHECKING:
+    import weakref
+
     from .connection import Connection
 
 log = logging.getLogger("flask_graceful")
@@ -32,13 +34,9 @@ class ReliefServer(Server):
     _kept_alive = True
     # Does the whole service stop, and every process of it know?
     _is_last = False
-    # How many of the requests in flight only watch the service, and end when it wants to go.
-    watching = 0
-
-    def watch(self, change: int) -> None:
-        """One more watches, or one less (-1). From any thread."""
-        with self._lock:
-            self.watching += change
+    # What stands for the requests in flight that only watch the service, and end when it wants to
+    # go. From any thread.
+    watchers: weakref.WeakSet[object]
 
     def lame_duck(self) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""

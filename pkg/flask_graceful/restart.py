@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import typing as t
+import weakref
 
 from .heirlooms import Heirlooms
 from .hooks import HookPoints, check_restart_signal
@@ -89,6 +90,7 @@ class GracefulServer(ReliefServer, HookPoints):
         if not has_parent():
             self.parent_gone.set()
         self.heirlooms = Heirlooms()
+        self.watchers = weakref.WeakSet()
         self._files = (certfile, keyfile)
         self._ended = threading.Event()
 
@@ -202,6 +204,12 @@ class GracefulServer(ReliefServer, HookPoints):
     def state(self) -> State | None:
         """Where its process is in its life (row E1); None before it serves."""
         return None if self._life is None else self._life.state
+
+    @property
+    def service_ends(self) -> State | None:
+        """How far a stop of all processes of the service has come; None: nobody has told this one
+        of any."""
+        return None if self._life is None else self._life.service_ends
 
     @property
     def generation(self) -> int:

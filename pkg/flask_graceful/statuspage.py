@@ -16,17 +16,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import math
 import os
+import re
 import threading
 import time
 import typing as t
+import weakref
 from importlib import resources
 
 from flask import Blueprint, Response, abort, current_app, redirect, request, url_for
 
-from .ask import AskError, Caller, find
-from .places import AUTO, absolute
+from .ask import AskError, Caller, find_by_setting
 from .restart import GracefulServer
 
 # How often the service is asked; for how long on, when the last viewer has gone; how long an answer
@@ -44,6 +44,7 @@ PART_OF_THREADS = 4
 STREAM_TIME = 900.0
 PART_OF_LIMIT = 0.75
 
+NAME = "graceful_status"
 COOKIE = "flask_graceful_status"
 _TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _HEADERS = {
@@ -72,8 +73,10 @@ def create_blueprint(token: str = "", *, is_open: bool = False) -> Blueprint:
     if not isinstance(token, str):
         raise TypeError(f"token: expected a string, got {type(token).__name__}")
     page = _Page(Lock(token, is_open), Watch())
-    blueprint = Blueprint("graceful_status", __name__, url_prefix="/graceful")
-    blueprint.before_request(page.guard)
+    blueprint = Blueprint(NAME, __name__, url_prefix="/graceful")
+    blueprint.record(lambda state: page.find_place(state.url_prefix or ""))
+    # Of the application, since no blueprint is asked about what the router refuses.
+    blueprint.before_app_request(page.guard)
     blueprint.after_request(page.finish)
     rules: dict[str, t.Callable[[], t.Any]] = {
         # A redirect of the router would tell everybody that there is a page.
@@ -118,12 +121,24 @@ class _Page:
     def __init__(self, lock: Lock, watch: Watch) -> None:
         self._lock = lock
         self._watch = watch
+        self._place = ""
         folder = resources.files(__package__) / "page"
         self._files = {name: (folder / name).read_bytes() for name in _TYPES}
 
+    def find_place(self, prefix: str) -> None:
+        """:param prefix: of the page's URLs, in the application."""
+        self._place = f"{prefix}/"
+
     def guard(self) -> None:
-        if not self._lock.lets_in():
+        """Have the page be none for who may not see it, whatever way they come."""
+        if self._is_meant() and not self._lock.lets_in():
             abort(404)
+
+    def _is_meant(self) -> bool:
+        if request.routing_exception is None:
+            return request.blueprint == NAME
+        # A wrong method, or slashes too many.
+        return (re.sub("/+", "/", request.path) + "/").startswith(self._place)
 
     def finish(self, response: Response) -> Response:
         if not self._lock.lets_in():
@@ -136,14 +151,14 @@ class _Page:
                 COOKIE,
                 self._lock.stamp,
                 path=url_for(".page"),
-                secure=request.is_secure,
+                secure=_is_secure(),
                 httponly=True,
                 samesite="Strict",
             )
         return response
 
     def to_slash(self) -> t.Any:
-        return redirect(url_for(".page", _external=False, **request.args.to_dict()))
+        return redirect(url_for(".page", token=request.args.get("token")))
 
     def file(self, name: str) -> Response:
         return Response(self._files[name], content_type=f"{_TYPES[name]}; charset=utf-8")
@@ -159,12 +174,17 @@ class _Page:
     def events(self) -> Response:
         """The state, again and again; 204 when there is no thread for that."""
         server = _server()
-        if server is None or not self._watch.enter(server):
+        if server is None:
+            return Response(status=204)
+        # The answer alone holds it: the application may put another one in this one's place, and
+        # it is never closed then.
+        seat = self._watch.enter(server)
+        if seat is None:
             return Response(status=204)
         response = Response(_stream(self._watch, server), content_type="text/event-stream")
         # nginx would keep the events for itself.
         response.headers["X-Accel-Buffering"] = "no"
-        response.call_on_close(lambda: self._watch.leave(server))
+        response.call_on_close(lambda: self._watch.leave(server, seat))
         return response
 
 
@@ -172,6 +192,12 @@ def _server() -> GracefulServer | None:
     """The server that this request has come through."""
     server = request.environ.get("flask_graceful.server")
     return server if isinstance(server, GracefulServer) else None
+
+
+def _is_secure() -> bool:
+    """Has the client come over TLS? A proxy's word is taken for it where the application knows of
+    none: whoever lies keeps a cookie from themselves."""
+    return request.is_secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
 
 
 def _stream(watch: Watch, server: GracefulServer) -> t.Iterator[str]:
@@ -190,6 +216,10 @@ def stream_time(server: GracefulServer) -> float:
     return min([STREAM_TIME, *(PART_OF_LIMIT * one for one in limits)])
 
 
+class Seat:
+    """A viewer's place; free when nobody holds it any more."""
+
+
 class Watch:
     """What the service says of itself, for all viewers. From any thread."""
 
@@ -198,26 +228,27 @@ class Watch:
         # The last state, if it is no older than that, and how many there were.
         self._text = ""
         self._number = 0
-        self._viewers = 0
+        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()
         self._is_asking = False
         self._wanted_until = 0.0
 
     # The viewers.
 
-    def enter(self, server: GracefulServer) -> bool:
-        """One viewer more; False when there is no room."""
+    def enter(self, server: GracefulServer) -> Seat | None:
+        """One viewer more; None when there is no room."""
         most = min(MOST_VIEWERS, server.settings.threads // PART_OF_THREADS)
+        seat = Seat()
         with self._news:
-            if self._viewers >= most:
-                return False
-            self._viewers += 1
-        server.watch(1)
-        return True
+            if len(self._seats) >= most:
+                return None
+            self._seats.add(seat)
+        server.watchers.add(seat)
+        return seat
 
-    def leave(self, server: GracefulServer) -> None:
+    def leave(self, server: GracefulServer, seat: Seat) -> None:
         with self._news:
-            self._viewers -= 1
-        server.watch(-1)
+            self._seats.discard(seat)
+        server.watchers.discard(seat)
 
     def begin(self, server: GracefulServer) -> int:
         """The number after which to `wait` for the state as it is now."""
@@ -241,8 +272,12 @@ class Watch:
 
     def latest(self, server: GracefulServer) -> str:
         """The state as it is now."""
-        news = self.wait(server, self.begin(server), math.inf)
-        return _trouble("this process is to end") if news is None else news[1]
+        until = time.monotonic() + 2 * PATIENCE
+        news = self.wait(server, self.begin(server), until)
+        if news is not None:
+            return news[1]
+        is_ending = server.shutdown_event.is_set()
+        return _trouble("this process is to end" if is_ending else "nobody answers")
 
     # Who asks.
 
@@ -251,10 +286,14 @@ class Watch:
         self._wanted_until = time.monotonic() + LINGER_TIME
         if self._is_asking or server.shutdown_event.is_set():
             return self._is_asking
+        try:
+            threading.Thread(
+                target=self._ask_on, args=(server,), name="graceful-status", daemon=True
+            ).start()
+        except RuntimeError:
+            # No thread is left; whoever waits tries again.
+            return False
         self._is_asking = True
-        threading.Thread(
-            target=self._ask_on, args=(server,), name="graceful-status", daemon=True
-        ).start()
         return False
 
     def _ask_on(self, server: GracefulServer) -> None:
@@ -290,7 +329,9 @@ class Source:
         """The state as JSON; empty when there is none at the moment, which may pass."""
         try:
             if not self._path:
-                self._path = control_socket(self._server)
+                is_worker = self._server.shares is not None
+                pid = os.getppid() if is_worker else os.getpid()
+                self._path = find_by_setting(self._server.settings.control_socket, pid)
             with Caller(self._path, PATIENCE) as caller:
                 status = caller.ask("status")
         except AskError as error:
@@ -299,20 +340,6 @@ class Source:
             return _trouble(str(error)) if is_news else ""
         self._answered = time.monotonic()
         return _said(status=status)
-
-
-def control_socket(server: GracefulServer) -> str:
-    """Where the service is asked.
-
-    :raises AskError: it can't be.
-    """
-    setting = server.settings.control_socket
-    if not setting:
-        raise AskError("control_socket is off, and nobody can be asked; auto is its default")
-    if setting != AUTO:
-        return absolute(setting)
-    is_worker = server.shares is not None
-    return find(os.getppid() if is_worker else os.getpid())[0].path
 
 
 def _said(**state: t.Any) -> str:

@@ -22,7 +22,7 @@ let known = null;               // restarts that were told, by their beginning
 
 // The way in.
 
-let source = null, poller = 0, again = 0;
+let source = null, poller = 0, again = 0, isPolling = false;
 
 function open() {
   clearTimeout(again);
@@ -39,10 +39,14 @@ function open() {
 }
 
 async function poll() {
+  // One after the other: each occupies a thread until the service has answered.
+  if (isPolling) return;
+  isPolling = true;
   try {
     const answer = await fetch("state");
     if (answer.ok) take(await answer.json());
   } catch { /* nobody answers now: the link says so */ }
+  isPolling = false;
 }
 
 function stopPolling() { clearInterval(poller); poller = 0; }
@@ -101,7 +105,9 @@ function note(status) {
     enter(one, stateOf(workers), isFirst);
   }
   for (const one of generations.values()) {
-    if (!found.has(one.number) && one.state !== "gone") enter(one, "gone", false);
+    if (found.has(one.number)) continue;
+    if (one.state !== "gone") enter(one, "gone", false);
+    else if (now() - one.since.gone > SPAN + KEPT) generations.delete(one.number);
   }
   noteRestarts(status.restarts);
 }
@@ -265,7 +271,7 @@ function showRestarts(restarts) {
     // What is not over yet is counted on.
     const run = isOpen ? `${Math.max(0, now() - one.at).toFixed(0)} s …` : seconds(one.over);
     const ready = one.ready === null ? (isOpen ? run : "–") : seconds(one.ready);
-    const moved = one.error || one.ready === null ? "–" : String(movedTo(one.generation, olderThan(one.generation)));
+    const moved = one.error || one.ready === null ? "–" : String(movedTo(one.generation, generations.get(one.generation - 1)));
     rows.push(["", [clock(one.at), String(one.generation), ready, one.ready === null ? "–" : run, moved]]);
     if (one.error) rows.push(["why", [`failed after ${seconds(one.over)}: ${one.error}`]]);
   }
@@ -285,11 +291,6 @@ function movedTo(number, old) {
   const restart = lanes.find((one) => one.generation === number && !one.error);
   if (!restart) return generations.get(number)?.total.in ?? 0;
   return restart.moved + (old && old.state !== "gone" ? old.total.out : 0);
-}
-
-/** The generation before this one, of those that are known. */
-function olderThan(number) {
-  return generations.get(Math.max(...[...generations.keys()].filter((other) => other < number)));
 }
 
 // The drawing: a lane for each generation, its state below, its connections above.
@@ -312,7 +313,7 @@ function spans() {
     span.began = restart.at;
     if (restart.ready !== null) span.served = restart.at + restart.ready;
     found.set(number, span);
-    const old = found.get(Math.max(...[...found.keys(), 0].filter((other) => other < number))) || found.get(number - 1) || {};
+    const old = found.get(number - 1) || {};
     if (restart.ready !== null) old.drained = restart.at + restart.ready;
     if (restart.over !== null && old.drained) old.gone = restart.at + restart.over;
     if (old.began === undefined) old.began = old.served = 0;
