@@ -16,7 +16,7 @@ FLOORS = [
     ["settings", "errors", "states"],
     ["body", "http11", "files", "wsgi"],
     ["holder", "handshakes", "sockfile", "listeners", "activation", "peers", "places"],
-    ["poller", "meter", "tls", "ranges", "channel", "shares", "running"],
+    ["deadlines", "poller", "signals", "meter", "tls", "ranges", "channel", "shares", "running"],
     ["wire", "hijack", "exchange", "timekeeper", "timed", "crew", "handover", "host", "owned"],
     ["connection", "secure"],
     ["acceptor"],

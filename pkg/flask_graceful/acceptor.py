@@ -22,9 +22,10 @@ import time
 import typing as t
 
 from .connection import Connection
+from .deadlines import NEVER, Deadlines
 from .errors import ServerClosed
 from .listeners import join_host_port, peer_name, plain_host
-from .poller import NEVER, Deadlines, wait_ready
+from .poller import wait_ready
 from .secure import SecureConnection
 from .shares import TICK, Turn
 from .tls import failure_text

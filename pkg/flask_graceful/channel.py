@@ -16,6 +16,7 @@ parent too, so that a process which inherited it by accident does not believe it
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import json
 import os
@@ -88,8 +89,14 @@ class Channel:
         self._outbox.append((message, tuple(fds), given))
         self.flush()
 
+    def push(self) -> None:
+        """Send what the socket takes now. That nobody is there any more is noticed where the
+        channel is read."""
+        with contextlib.suppress(OSError):
+            self.flush()
+
     def flush(self) -> None:
-        """Send what the socket takes now.
+        """The same.
 
         :raises OSError: the other process is gone.
         """
@@ -169,6 +176,18 @@ class Channel:
         except (ValueError, IndexError) as error:
             raise ChannelError(f"the other process sent what is no record: {error}") from error
         return Record(data, fds)
+
+    def read(self, heed: t.Callable[[Record], object]) -> bool:
+        """Have each record heeded that has arrived; False at the channel's end.
+
+        :raises ChannelError: what came is no record.
+        """
+        is_open = True
+        while is_open and (has_more := self.fill()) is not None:
+            is_open = has_more
+            while (record := self.next()) is not None:
+                heed(record)
+        return is_open
 
     def unread(self) -> str:
         """What came and was not taken, for the program that takes this one's place. Of a channel

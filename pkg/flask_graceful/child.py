@@ -135,12 +135,8 @@ class Child:
 
     def listen(self) -> bool:
         """Take in what it says; False when it is gone."""
-        is_open = True
         try:
-            while is_open and (has_more := self.channel.fill()) is not None:
-                is_open = has_more
-                while (record := self.channel.next()) is not None:
-                    self.note(record.data)
+            is_open = self.channel.read(lambda record: self.note(record.data))
             self.push()
         except ChannelError as error:
             log.error("%d %s %d: %s", os.getpid(), self.what, self.pid, error)
@@ -154,18 +150,14 @@ class Child:
 
     def push(self) -> None:
         """Send what can be sent."""
-        try:
-            self.channel.flush()
-        except OSError:
-            # It is gone, which is noticed where its channel is read.
-            pass
+        self.channel.push()
 
     def say(self, data: dict[str, t.Any], fds: t.Sequence[int] = (), given: bool = False) -> None:
         """Send a record; see `Channel.send`."""
         try:
             self.channel.send(data, fds, given)
         except OSError:
-            # As above.
+            # It is gone, which is noticed where its channel is read.
             pass
 
     def kill(self) -> None:

@@ -19,6 +19,7 @@ import threading
 import time
 import typing as t
 
+from .deadlines import NEVER, after
 from .errors import ProtocolError
 from .exchange import Drained
 from .handover import Parcel
@@ -26,7 +27,6 @@ from .hijack import Hijacker
 from .http11 import HeadParser
 from .listeners import peer_name, plain_host
 from .owned import Owned
-from .poller import NEVER, after
 from .states import TRANSITIONS, Phase
 from .states import ConnState as ConnState
 from .wire import Disconnected

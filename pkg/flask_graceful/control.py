@@ -136,6 +136,13 @@ class Control:
             with contextlib.suppress(OSError):
                 places.remove_dead_beside(path)
 
+    def reopen(self, setting: str, takes_over: bool = False) -> None:
+        """The same for a process that serves: if the socket can't be there, it goes on without."""
+        try:
+            self.open(setting, takes_over)
+        except ControlError as error:
+            log.error("%d %s", os.getpid(), error)
+
     def shut(self) -> None:
         """Let nobody in any more: remove the file, and take those who have come already."""
         if self._sock is None:
@@ -148,9 +155,16 @@ class Control:
         self._sock.close()
         self._sock = self._file = None
 
-    def close(self) -> None:
-        """The process ends, and all answers with it."""
+    def close(self, told: t.Iterable[Answer]) -> None:
+        """The process ends, and all answers with it.
+
+        :param told: those who have waited for that.
+        """
         self.shut()
+        for answer in told:
+            answer.result({})
+        for answer in self.waiting():
+            answer.error("the server has stopped")
         for client in list(self._clients):
             client.leave()
         for client in self._departed:

@@ -17,7 +17,7 @@ import time
 import typing as t
 
 from .census import census, running, stranger
-from .control import Control, ControlError
+from .control import Control
 from .history import History
 from .inquiry import Inquiries
 from .loop import Reason
@@ -96,11 +96,7 @@ class Desk:
 
     def open_again(self) -> None:
         """A process has died that was to be asked."""
-        try:
-            self._control.open(self._life.settings.control_socket, takes_over=True)
-        except ControlError as error:
-            # Requests are still to be served.
-            log.error("%d %s", os.getpid(), error)
+        self._control.reopen(self._life.settings.control_socket, takes_over=True)
 
     def shut(self) -> None:
         """Another process is asked from now on."""
@@ -108,12 +104,7 @@ class Desk:
 
     def close(self) -> None:
         """The process ends."""
-        self._control.shut()
-        for answer in self._stopping:
-            answer.result({})
-        for answer in self._control.waiting():
-            answer.error("the server has stopped")
-        self._control.close()
+        self._control.close(self._stopping)
 
     # The commands.
 

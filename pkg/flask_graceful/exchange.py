@@ -19,8 +19,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from .body import body_decoder
+from .deadlines import NEVER
 from .errors import ProtocolError
-from .poller import NEVER
 from .ranges import open_range
 from .running import RunningRequest, printable
 from .wire import Disconnected, Wire

@@ -67,22 +67,30 @@ class Sender:
         self._waiting.append(parcel)
 
     def push(self) -> None:
-        """Send what may go now.
+        """Send what may go now. What does not arrive is `take_back`'s."""
+        try:
+            self._channel.flush()
+            while self._waiting and len(self._under_way) < WINDOW:
+                self._send(self._next())
+        except OSError:
+            # It is gone, which is noticed where its channel is read.
+            pass
 
-        :raises OSError: the other process is gone.
-        """
-        while self._waiting and len(self._under_way) < WINDOW:
-            parcels: list[Parcel] = []
-            size = 0
-            while self._waiting and len(parcels) < MAX_DESCRIPTORS and size < MAX_RECORD_DATA:
-                parcels.append(self._waiting.popleft())
-                size += len(parcels[-1].data)
-            self._number += 1
-            self._under_way[self._number] = parcels
-            self._channel.send(
-                {"parcels": [_packed(parcel) for parcel in parcels], "number": self._number},
-                [parcel.sock.fileno() for parcel in parcels],
-            )
+    def _next(self) -> list[Parcel]:
+        parcels: list[Parcel] = []
+        size = 0
+        while self._waiting and len(parcels) < MAX_DESCRIPTORS and size < MAX_RECORD_DATA:
+            parcels.append(self._waiting.popleft())
+            size += len(parcels[-1].data)
+        return parcels
+
+    def _send(self, parcels: list[Parcel]) -> None:
+        self._number += 1
+        self._under_way[self._number] = parcels
+        self._channel.send(
+            {"parcels": [_packed(parcel) for parcel in parcels], "number": self._number},
+            [parcel.sock.fileno() for parcel in parcels],
+        )
 
     def on_receipt(self, data: dict[str, t.Any]) -> list[Parcel]:
         """The other process has what it says; the parcels that it could not take."""

@@ -34,15 +34,6 @@ class Heir:
         # Takes none any more, since it stops.
         self.is_leaving = False
 
-    def push(self) -> None:
-        """Send what can be sent."""
-        try:
-            self.channel.flush()
-            self.sender.push()
-        except OSError:
-            # It is gone, which is noticed where its channel is read.
-            pass
-
 
 class Heirs(Departures):
     """The loop's thread's, but for what `Departures` names."""
@@ -74,7 +65,7 @@ class Heirs(Departures):
             self._turn += 1
             present[self._turn % len(present)].sender.put(self._departing.popleft())
         for heir in present:
-            heir.push()
+            heir.sender.push()
             self._loop.rearm(heir.channel)
 
     def forget_all(self) -> None:
@@ -101,12 +92,8 @@ class Heirs(Departures):
         """The heir has confirmed something, or is gone."""
         if heir not in self._heirs:
             return
-        is_open = True
         try:
-            while is_open and (has_more := heir.channel.fill()) is not None:
-                is_open = has_more
-                while (record := heir.channel.next()) is not None:
-                    self._heed(heir, record.data)
+            is_open = heir.channel.read(lambda record: self._heed(heir, record.data))
         except ChannelError:
             is_open = False
         self._note_arrivals(heir.sender.take_delivered())
@@ -117,7 +104,7 @@ class Heirs(Departures):
                 heir.is_present = False
                 self._departing.extend(heir.sender.take_back_waiting())
                 self._look_for_heirs()
-            heir.push()
+            heir.sender.push()
             self._loop.rearm(heir.channel)
             self._dismiss(heir)
         self._life.look()

@@ -19,7 +19,8 @@ import time
 import typing as t
 from contextlib import ExitStack
 
-from .poller import NEVER, wait_ready
+from .deadlines import NEVER
+from .poller import wait_ready
 from .wire import Disconnected
 
 if t.TYPE_CHECKING:

@@ -24,7 +24,7 @@ from .inheritance import take_inheritance
 from .listeners import acquire, give_up
 from .loop import Loop, Tell, Timer, to_nobody
 from .output import Streams
-from .poller import Signals
+from .signals import Signals
 
 if t.TYPE_CHECKING:
     from .acceptor import Acceptor

@@ -15,7 +15,8 @@ import typing as t
 from collections import deque
 from queue import SimpleQueue
 
-from .poller import NEVER, Deadlines, new_poller
+from .deadlines import NEVER, Deadlines
+from .poller import new_poller
 
 log = logging.getLogger("flask_graceful")
 

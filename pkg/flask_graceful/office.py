@@ -15,7 +15,7 @@ import typing as t
 from collections import Counter
 
 from .census import stranger
-from .control import Control, ControlError
+from .control import Control
 from .inquiry import Inquiries
 from .staff import Duty
 
@@ -63,11 +63,7 @@ class Office:
 
     def open_again(self) -> None:
         """The same when new code serves, which may want it elsewhere."""
-        try:
-            self._control.open(self._team.settings["control_socket"])
-        except ControlError as error:
-            # The service is to go on.
-            log.error("%d %s", os.getpid(), error)
+        self._control.reopen(self._team.settings["control_socket"])
 
     def finish(self) -> None:
         """The program ends: those who do not wait for a reload are told what is known by now."""
@@ -75,12 +71,7 @@ class Office:
 
     def close(self) -> None:
         """The process ends."""
-        self._control.shut()
-        for answer in self._stopping:
-            answer.result({})
-        for answer in self._control.waiting():
-            answer.error("the server has stopped")
-        self._control.close()
+        self._control.close(self._stopping)
 
     # The commands.
 

@@ -16,7 +16,8 @@ import threading
 import time
 import typing as t
 
-from .poller import HANGUP, NEVER, READ, Deadlines
+from .deadlines import NEVER, Deadlines
+from .poller import HANGUP, READ
 from .states import Phase
 
 if t.TYPE_CHECKING:

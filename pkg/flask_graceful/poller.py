@@ -1,6 +1,6 @@
-"""Readiness, deadlines, wake-ups and signals, as events.
+"""Readiness and wake-ups, as events.
 
-Owns the waiting: which sockets have something to say, whose time is up, which signals came.
+Owns the waiting: which sockets have something to say, and whose time is up.
 `EpollPoller` is for Linux, `SelectorPoller` for every other system.
 
 Strategy: a connection is registered once and reported at each edge, so that a request costs no
@@ -13,104 +13,20 @@ Rules: one thread at a time is inside `poll`; every other method may be called f
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
 import select
 import selectors
-import signal
 import socket
 import threading
 import time
 import typing as t
 
+from .deadlines import LONGEST_WAIT, NEVER, Deadlines, Timed
+
 READ = 1
 WRITE = 2
 HANGUP = 4
-
-NEVER = math.inf
-# The longest wait in one piece, in seconds: the system counts milliseconds, and not very far.
-LONGEST_WAIT = 86400.0
-
-
-def after(start: float, timeout: float) -> float:
-    """The deadline of a time-out that began then; 0 is off."""
-    return start + timeout if timeout else NEVER
-
-
-class Timed(t.Protocol):
-    """Something with a deadline: `time.monotonic()` seconds, NEVER for none."""
-
-    deadline: float
-    # The slot that will look at it next; kept by Deadlines.
-    slot: float
-
-
-class Deadlines:
-    """Whose time is up. Deadlines move with each request, so moving one must cost nothing.
-
-    Strategy: a target waits in a slot of 50 ms. A deadline that moves back is seen only when the
-    old slot is due; one that moves forward is put into an earlier slot. Nothing fires early. A
-    deadline that is to be met exactly has a slot of its own, between two others.
-    """
-
-    PER_SECOND = 20
-    NO_SLOT: float = 1 << 62
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._slots: dict[float, set[Timed]] = {}
-        self._due: list[float] = []
-
-    def schedule(self, target: Timed, is_exact: bool = False) -> float | None:
-        """Look at the target when its deadline is due; the slot, if one had to be opened."""
-        # Read once: its owner may move it meanwhile.
-        deadline = target.deadline
-        if deadline * self.PER_SECOND >= self.NO_SLOT:
-            return None
-        slot = deadline * self.PER_SECOND if is_exact else int(deadline * self.PER_SECOND) + 1
-        with self._lock:
-            if slot >= target.slot:
-                return None
-            self._leave(target)
-            target.slot = slot
-            members = self._slots.get(slot)
-            if members is not None:
-                members.add(target)
-                return None
-            self._slots[slot] = {target}
-            heapq.heappush(self._due, slot)
-            return slot
-
-    def forget(self, target: Timed) -> None:
-        """The target is gone: keep no reference to it."""
-        with self._lock:
-            self._leave(target)
-            target.slot = self.NO_SLOT
-
-    def expired(self) -> list[Timed]:
-        """The targets whose deadline has passed; each is reported once."""
-        now = time.monotonic()
-        over: list[Timed] = []
-        later: list[Timed] = []
-        with self._lock:
-            while self._due and self._due[0] <= now * self.PER_SECOND:
-                for target in self._slots.pop(heapq.heappop(self._due)):
-                    target.slot = self.NO_SLOT
-                    (over if target.deadline <= now else later).append(target)
-        for target in later:
-            self.schedule(target)
-        return over
-
-    def next_slot(self) -> float:
-        """The slot that is due next, NO_SLOT when none is."""
-        with self._lock:
-            return self._due[0] if self._due else self.NO_SLOT
-
-    def _leave(self, target: Timed) -> None:
-        members = self._slots.get(target.slot)
-        if members is not None:
-            members.discard(target)
 
 
 class Waker:
@@ -366,48 +282,3 @@ def wait_ready(sock: socket.socket, write: bool, deadline: float) -> bool:
         [] if write else sockets, sockets if write else [], [], timeout
     )
     return bool(readable or writable)
-
-
-class Signals:
-    """Signals as events: a readable file descriptor instead of code that interrupts code.
-
-    A context manager, for the main thread only. What came is `read()`; nothing is lost while
-    other work is done. Handlers and wake-up descriptor of before are put back at the end.
-    """
-
-    def __init__(self, numbers: t.Iterable[int]) -> None:
-        self._numbers = tuple(numbers)
-        self._waker = Waker()
-
-    def __enter__(self) -> Signals:
-        fd = self._waker.sender_fileno()
-        self._old_fd = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, _noted) for number in self._numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._old_fd)
-        self._waker.close()
-
-    def fileno(self) -> int:
-        return self._waker.fileno()
-
-    def read(self) -> list[int]:
-        """The signals that came since the last call, in their order."""
-        return [number for number in self._waker.drain() if number in self._numbers]
-
-    def ignore(self) -> None:
-        """The process is about to end: none of them is to end it otherwise."""
-        self._old = dict.fromkeys(self._old, signal.SIG_IGN)
-
-    def send_again(self) -> None:
-        """Have those that nobody has read come once more. While they are blocked, they wait for
-        the program that takes this one's place."""
-        for number in self.read():
-            os.kill(os.getpid(), number)
-
-
-def _noted(signum: int, frame: object) -> None:
-    """The wake-up descriptor has the signal's number; there is nothing to do in its frame."""

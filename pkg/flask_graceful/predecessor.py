@@ -90,19 +90,12 @@ class Predecessor:
 
     def _listen_to(self, channel: Channel) -> bool:
         """Take in what has come; False when the old process is gone."""
-        is_open = True
         try:
-            while is_open and (has_more := channel.fill()) is not None:
-                is_open = has_more
-                while (record := channel.next()) is not None:
-                    self._heed(record)
-            channel.flush()
+            is_open = channel.read(self._heed)
         except ChannelError as error:
             log.error("%d Old process %d: %s", os.getpid(), self.pid, error)
             return False
-        except OSError:
-            # Its end is noticed where it is read.
-            pass
+        channel.push()
         return is_open
 
     def _heed(self, record: Record) -> None:

@@ -25,7 +25,7 @@ from .output import MAX_LINES
 
 if t.TYPE_CHECKING:
     from .command import Command
-    from .poller import Signals
+    from .signals import Signals
 
 MODULE = "flask_graceful.supervisor"
 VERSION = "1"

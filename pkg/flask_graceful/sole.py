@@ -28,8 +28,8 @@ from .successor import Successor
 if t.TYPE_CHECKING:
     from .channel import Record
     from .inheritance import Inheritance
-    from .poller import Signals
     from .restart import GracefulServer
+    from .signals import Signals
 
 log = logging.getLogger("flask_graceful")
 

@@ -23,9 +23,9 @@ from functools import partial
 
 from .channel import CAN_PASS
 from .child import quoted
+from .deadlines import NEVER
 from .departures import Departures
 from .loop import Reason, Timer, to_all, to_nobody
-from .poller import NEVER
 from .successor import Successor
 
 if t.TYPE_CHECKING:

@@ -79,12 +79,7 @@ class Successor(Child):
         self.is_leaving = self.is_leaving or "leaving" in data
 
     def push(self) -> None:
-        try:
-            self.channel.flush()
-            self.sender.push()
-        except OSError:
-            # It is gone, which is noticed where its channel is read.
-            pass
+        self.sender.push()
 
     def restart(self, waiting: t.Sequence[str] = (), fds: t.Sequence[int] = ()) -> None:
         """Have it do what this process was asked to do.

@@ -31,9 +31,9 @@ from .office import Office
 from .origin import Origin
 from .output import Streams
 from .pidfile import PidFile
-from .poller import Signals
 from .reload import Reload
 from .replacement import Replacement
+from .signals import Signals
 from .staff import KILL_TIME, Duty, Worker
 from .team import Team
 

@@ -24,9 +24,9 @@ import typing as t
 from contextlib import contextmanager
 from functools import partial
 
+from .deadlines import NEVER, Deadlines
 from .errors import ProtocolError
 from .exchange import CONTINUE, Exchange
-from .poller import NEVER, Deadlines
 from .wire import Disconnected
 from .wsgi import refusal
 

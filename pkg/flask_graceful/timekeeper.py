@@ -17,7 +17,7 @@ import threading
 import time
 import typing as t
 
-from .poller import LONGEST_WAIT, NEVER, Deadlines, Timed
+from .deadlines import LONGEST_WAIT, NEVER, Deadlines, Timed
 
 if t.TYPE_CHECKING:
     from .running import RunningRequest

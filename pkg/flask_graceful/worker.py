@@ -36,8 +36,8 @@ from .shares import NAME, Shares
 if t.TYPE_CHECKING:
     from .inheritance import Inheritance
     from .listeners import Address
-    from .poller import Signals
     from .restart import GracefulServer
+    from .signals import Signals
 
 log = logging.getLogger("flask_graceful")
 
@@ -159,20 +159,13 @@ class WorkerLife(Life):
         channel = self._supervisor
         if channel is None:
             return
-        is_open = True
         try:
-            while is_open and (has_more := channel.fill()) is not None:
-                is_open = has_more
-                while (record := channel.next()) is not None:
-                    self._heed(record)
-            channel.flush()
+            is_open = channel.read(self._heed)
         except ChannelError as error:
             log.error("%d Supervisor: %s", os.getpid(), error)
             is_open = False
-        except OSError:
-            # Its end is noticed where it is read.
-            pass
         if is_open:
+            channel.push()
             self._loop.rearm(channel)
         else:
             self._lose_supervisor(channel)
