@@ -94,6 +94,25 @@ def test_reload_waits_for_the_new_workers(office: Office) -> None:
     check_nothing_lost(kept, fresh)
 
 
+def test_whoever_hears_of_a_reload_is_answered_by_the_new_code(office: Office) -> None:
+    """The old workers may be busy when they are to give way, and accept until they have done so."""
+    busy = """
+def busy():
+    say(os.getpid(), "is busy")
+    while not os.path.exists("loaded"):
+        time.sleep(0.01)
+    time.sleep(0.5)
+
+server.register_signal_hook(PRE_SIGNAL, signal.SIGUSR1, busy)
+"""
+    office.start(busy)
+    office.signal(signal.SIGUSR1)
+    office.one.wait_for(r"^\d+ is busy", 2)
+    office.write("open('loaded', 'w').close()")
+    assert office.ask("reload").status == 0
+    assert {Service.ask(office) for _ in range(20)} <= set(office.workers(2))
+
+
 def test_a_reload_that_fails_shows_the_traceback_and_the_next_one_works(office: Office) -> None:
     office.start()
     workers = office.workers(1)

@@ -103,6 +103,10 @@ class Office:
 
         self._ask({"requests": stacks}, tell)
 
+    def when_heard(self, workers: t.Sequence[Worker], then: t.Callable[[], object]) -> None:
+        """Go on when these have heard all that was said to them, have ended, or do not answer."""
+        self._inquiries.ask(workers, {"census": True}, lambda answers: then())
+
     def stop(self, timeout: float | None, answer: Answer) -> None:
         answer.news = self._what_is_left
         self._stopping = [one for one in self._stopping if not one.is_over]

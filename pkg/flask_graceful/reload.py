@@ -8,7 +8,8 @@ it can be run. The new program goes on here with the workers: the next generatio
 present one, and when all of it is ready, the present one hands its connections over.
 
 Rules: one at a time; one that is asked for meanwhile follows, and who asked for it is answered when
-that one has ended. Whatever fails before the new workers accept changes nothing.
+that one has ended. Whatever fails before the new workers accept changes nothing. Success is told
+when no old worker accepts any more: who hears of it, and asks, is answered by the new code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import typing as t
+from functools import partial
 
 from . import reexec
 from .child import how_it_ended, quoted
@@ -59,12 +61,19 @@ class Reload:
         # Has it shown that the program can be run?
         self._is_tried = False
         self._turnover: Turnover | None = None
+        # Is only to be heard that the old workers have given way?
+        self._is_settling = False
         self._old: list[int] = []
         self._timer = Timer(self._on_timeout)
 
     @property
     def is_under_way(self) -> bool:
-        return bool(self.consent.is_awaited or self._trial or self._is_tried or self._turnover)
+        is_begun = bool(self.consent.is_awaited or self._trial or self._is_tried)
+        return is_begun or self._has_new_code
+
+    @property
+    def _has_new_code(self) -> bool:
+        return self._turnover is not None or self._is_settling
 
     @property
     def turnover(self) -> Turnover | None:
@@ -78,7 +87,7 @@ class Reload:
             log.info("%d Not reloaded: the service is shutting down.", os.getpid())
             for one in waiting:
                 one.error("the service is shutting down")
-        elif self.is_under_way and self._turnover is None:
+        elif self.is_under_way and not self._has_new_code:
             # Nothing new has been loaded yet, and the next program would not know of it.
             log.info("%d A reload is about to begin, and answers this one too.", os.getpid())
             self.waiting += waiting
@@ -217,10 +226,18 @@ class Reload:
         self._team.count = turnover.count
         self._team.settings = serving[-1].wishes["settings"]
         pids = [worker.pid for worker in serving]
-        self._supervisor.on_generation(pids)
+        told = {"generation": turnover.generation, "old": self._old, "new": pids}
+        self._supervisor.on_generation()
+        self._is_settling = True
+        old = self._team.on(Duty.DRAINING)
+        self._supervisor.office.when_heard(old, partial(self._settle, told))
+
+    def _settle(self, told: dict[str, t.Any]) -> None:
+        self._is_settling = False
+        self._supervisor.on_settled(told["new"])
         waiting, self.waiting = self.waiting, []
         for outcome in waiting:
-            outcome.result({"generation": turnover.generation, "old": self._old, "new": pids})
+            outcome.result(told)
         self.follow_up()
 
     def _fail(self, reason: str, lines: t.Sequence[str] = (), is_seen: bool = False) -> None:

@@ -270,19 +270,23 @@ class Supervisor:
 
     # How a reload has ended.
 
-    def on_generation(self, pids: list[int]) -> None:
-        """These workers serve now, and no older ones."""
+    def on_generation(self) -> None:
+        """The workers of this generation serve now, and the older ones are told to give way."""
         self.history.take_over()
         self._look_for_old()
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
         self.office.open_again()
         self._limit_generations()
+
+    def on_settled(self, pids: list[int]) -> None:
+        """No older workers than these accept any more."""
         workers = "worker" if len(pids) == 1 else "workers"
         text = " ".join(map(str, pids))
         status = f"Generation {self.team.generation} serves with {workers} {text}"
         log.info("%d %s.", os.getpid(), status)
-        self.notifier.ready(status)
+        if not self.is_stopping:
+            self.notifier.ready(status)
         # Some may have died meanwhile.
         self._replacement.replace()
 
