@@ -18,6 +18,7 @@ from flask import Flask
 from flask_graceful.statuspage import create_blueprint
 from program import Program, connect, is_gone, serving_pids
 from statuspages import site
+from test_history import tell
 
 PAGES = ("/graceful/", "/graceful/page.css", "/graceful/page.js", "/graceful/state")
 NOTHING = "/nothing"
@@ -136,6 +137,14 @@ def test_the_token_is_asked_for_once() -> None:
     for token, code in (("another", 404), ("open sesame", 200)):
         other = app(token).test_client(use_cookies=False)
         assert other.get("/graceful/", headers=header).status_code == code
+
+
+def test_the_cookie_is_for_the_page_whatever_the_app_adds_to_urls() -> None:
+    one = app("x")
+    one.url_defaults(lambda endpoint, values: values.setdefault("lang", "en"))
+    client = one.test_client()
+    assert client.get("/graceful/?token=x").status_code == 200
+    assert client.get("/graceful/page.css").status_code == 200
 
 
 def test_over_tls_the_cookie_stays_there() -> None:
@@ -372,15 +381,36 @@ def test_a_viewer_holds_up_no_stop(program: Program, workers: int) -> None:
         assert time.monotonic() - began < 5
 
 
-def test_a_viewer_who_does_not_read_holds_up_nothing(program: Program) -> None:
-    one = program.start(site(hammer_time=60))
-    with connect(one.port) as client:
-        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        client.send(b"GET /graceful/events HTTP/1.1\r\nHost: a\r\n\r\n")
-        wait_until(lambda: state_of(one.port)["status"]["workers"][0]["watching"], "it watches")
+SMALL = """
+import contextlib, socket
+
+@site.before_request
+def shrink():
+    # So that little fills what the system sends later.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_viewer_who_does_not_read_holds_up_nothing(program: Program, workers: int) -> None:
+    one = program.start(site(after=SMALL, hammer_time=60, workers=workers))
+    (old,) = [worker["pid"] for worker in state_of(one.port)["status"]["workers"]]
+
+    def is_stuck() -> bool:
+        found = tell(one.pid, "requests", stacks=True)["requests"]
+        return any("wait_ready" in line for request in found for line in request["stack"])
+
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        sock.connect(("127.0.0.1", one.port))
+        sock.sendall(b"GET /graceful/events HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(is_stuck, "nothing more can be sent")
         os.kill(one.pid, signal.SIGHUP)
-        serving_pids(one, 2)
-        wait_until(lambda: is_gone(one.pid), "the old process has gone", 10)
+        wait_until(lambda: is_gone(old), "the old process has gone", 10)
+        assert state_of(one.port)["status"]["pid"]
+    assert "Hammer Time" not in one.log
 
 
 def test_workers_all_show_the_whole_service(program: Program) -> None:

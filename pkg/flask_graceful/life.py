@@ -40,6 +40,8 @@ log = logging.getLogger("flask_graceful")
 
 # How often a process that finishes its requests says which ones, in seconds.
 REPORT_TIME = 5.0
+# How long somebody who only watches has to take the end of that, in seconds.
+WATCHERS_TIME = 1.0
 
 
 class State(enum.Enum):
@@ -86,6 +88,7 @@ class Life:
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
         self._report_timer = Timer(self._report)
+        self._watchers_timer = Timer(self._cut_watchers)
 
     @property
     def generation(self) -> int:
@@ -351,7 +354,9 @@ class Life:
     def resume(self) -> None:
         """The successor has died: serve again, or on."""
         if self.is_relieved:
-            for timer in (self._grace_timer, self._hammer_timer, self._report_timer):
+            for timer in (
+                self._grace_timer, self._hammer_timer, self._report_timer, self._watchers_timer,
+            ):  # fmt: skip
                 self._loop.cancel(timer)
             self.state = State.RUNNING
             # Should this process die too, it is the old one's turn.
@@ -385,6 +390,7 @@ class Life:
         log.info("%d Waiting for connections to finish...", os.getpid())
         self._loop.set(self._hammer_timer, self._hammer_time)
         self._loop.set(self._report_timer, REPORT_TIME)
+        self._loop.set(self._watchers_timer, WATCHERS_TIME)
         self._begin_grace()
 
     def _begin_grace(self) -> None:
@@ -396,6 +402,10 @@ class Life:
     def _retire(self) -> None:
         for server in self._servers:
             server._retire_connections()
+
+    def _cut_watchers(self) -> None:
+        for server in self._servers:
+            server.cut_watchers()
 
     def _report(self) -> None:
         """Say what is waited for."""

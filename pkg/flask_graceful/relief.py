@@ -27,6 +27,16 @@ log = logging.getLogger("flask_graceful")
 MOST_REPORTED = 10
 
 
+class Watcher:
+    """A request that only watches; it counts for as long as somebody holds this.
+
+    :param thread: what `threading.get_ident` gives in the thread that runs it.
+    """
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+
+
 class ReliefServer(Server):
     """A `Server` as the life of a process sees it. The methods are the loop's thread's."""
 
@@ -34,9 +44,9 @@ class ReliefServer(Server):
     _kept_alive = True
     # Does the whole service stop, and every process of it know?
     _is_last = False
-    # What stands for the requests in flight that only watch the service, and end when it wants to
-    # go. From any thread.
-    watchers: weakref.WeakSet[object]
+    # The requests in flight that only watch the service, and end when it wants to go. From any
+    # thread.
+    watchers: weakref.WeakSet[Watcher]
 
     def lame_duck(self) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""
@@ -110,6 +120,15 @@ class ReliefServer(Server):
     def taken_over(self) -> list[Connection]:
         """The connections that the application has taken over."""
         return self._roster.taken()
+
+    def cut_watchers(self) -> None:
+        """The process is to end: who only watches, and does not even take the end of it, is not
+        waited for."""
+        threads = {one.thread for one in self.watchers}
+        for connection in self.connections() if threads else []:
+            request = connection.running()
+            if request is not None and request.thread in threads:
+                connection.abort()
 
     @property
     def has_drained(self) -> bool:

@@ -27,6 +27,7 @@ from importlib import resources
 from flask import Blueprint, Response, abort, current_app, redirect, request, url_for
 
 from .ask import AskError, Caller, find_by_setting
+from .relief import Watcher
 from .restart import GracefulServer
 
 # How often the service is asked; for how long on, when the last viewer has gone; how long an answer
@@ -150,7 +151,8 @@ class _Page:
             response.set_cookie(
                 COOKIE,
                 self._lock.stamp,
-                path=url_for(".page"),
+                # Without what the application may add to its URLs.
+                path=url_for(".page").partition("?")[0],
                 secure=_is_secure(),
                 httponly=True,
                 samesite="Strict",
@@ -178,13 +180,13 @@ class _Page:
             return Response(status=204)
         # The answer alone holds it: the application may put another one in this one's place, and
         # it is never closed then.
-        seat = self._watch.enter(server)
-        if seat is None:
+        viewer = self._watch.enter(server)
+        if viewer is None:
             return Response(status=204)
         response = Response(_stream(self._watch, server), content_type="text/event-stream")
         # nginx would keep the events for itself.
         response.headers["X-Accel-Buffering"] = "no"
-        response.call_on_close(lambda: self._watch.leave(server, seat))
+        response.call_on_close(lambda: self._watch.leave(server, viewer))
         return response
 
 
@@ -216,10 +218,6 @@ def stream_time(server: GracefulServer) -> float:
     return min([STREAM_TIME, *(PART_OF_LIMIT * one for one in limits)])
 
 
-class Seat:
-    """A viewer's place; free when nobody holds it any more."""
-
-
 class Watch:
     """What the service says of itself, for all viewers. From any thread."""
 
@@ -228,27 +226,27 @@ class Watch:
         # The last state, if it is no older than that, and how many there were.
         self._text = ""
         self._number = 0
-        self._seats: weakref.WeakSet[Seat] = weakref.WeakSet()
+        self._viewers: weakref.WeakSet[Watcher] = weakref.WeakSet()
         self._is_asking = False
         self._wanted_until = 0.0
 
     # The viewers.
 
-    def enter(self, server: GracefulServer) -> Seat | None:
-        """One viewer more; None when there is no room."""
+    def enter(self, server: GracefulServer) -> Watcher | None:
+        """One viewer more, in this thread; None when there is no room."""
         most = min(MOST_VIEWERS, server.settings.threads // PART_OF_THREADS)
-        seat = Seat()
+        viewer = Watcher(threading.get_ident())
         with self._news:
-            if len(self._seats) >= most:
+            if len(self._viewers) >= most:
                 return None
-            self._seats.add(seat)
-        server.watchers.add(seat)
-        return seat
+            self._viewers.add(viewer)
+        server.watchers.add(viewer)
+        return viewer
 
-    def leave(self, server: GracefulServer, seat: Seat) -> None:
+    def leave(self, server: GracefulServer, viewer: Watcher) -> None:
         with self._news:
-            self._seats.discard(seat)
-        server.watchers.discard(seat)
+            self._viewers.discard(viewer)
+        server.watchers.discard(viewer)
 
     def begin(self, server: GracefulServer) -> int:
         """The number after which to `wait` for the state as it is now."""
