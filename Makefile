@@ -3,7 +3,8 @@
 # make docs  the documentation as a site, in docs/_build/html
 # make settings  write the tables of settings into the documents
 # make matrix  the tests on each Python that is here, with the lowest and the newest dependencies
-# make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw; 100 reloads
+# make soak  ten minutes of load with a restart each 1.5 s, and what its clients saw; 100 reloads;
+#            half a minute of attacks
 # make proxies  ten rounds of restarts and stops behind nginx and HAProxy
 # make pictures  those of the status page in docs/; needs chromium and chromium-driver
 # make bench-workers  what a second worker brings; needs wrk
@@ -44,6 +45,7 @@ soak: $(VENV)/.dev
 	UNNOTICED_RESTARTS=$(RESTARTS) UNNOTICED_PACE=$(PACE) $(BIN)/python -m pytest -s \
 		"tests/test_unnoticed.py::test_no_client_notices_a_restart[tcp]" $(ARGS)
 	ENDURED_RELOADS=100 $(BIN)/python -m pytest -s tests/test_endurance.py -k reloads $(ARGS)
+	ABUSE_SECONDS=30 $(BIN)/python -m pytest -s tests/test_abuse.py $(ARGS)
 
 proxies: $(VENV)/.dev
 	PROXY_ROUNDS=10 REQUIRE_PROXIES=1 $(BIN)/python -m pytest -s tests/test_proxies.py $(ARGS)

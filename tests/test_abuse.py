@@ -17,7 +17,7 @@ import pytest
 import trustme
 from conftest import Client, Live, wait_until
 
-SECONDS = float(os.environ.get("ABUSE_SECONDS", "30"))
+SECONDS = float(os.environ.get("ABUSE_SECONDS", "9"))
 
 PROGRAM = """
 import sys, threading

@@ -17,6 +17,7 @@ import pytest
 from conftest import Client, Live, wait_until
 from flask_graceful.exchange import Exchange
 from program import Hosted, Program, ask, connect, one_server, pid_from, serving_pids
+from service import Service
 from test_server import GET, Gate, Start, hello
 from test_tls import Begin, files, secure  # noqa: F401  fixtures
 
@@ -559,10 +560,31 @@ def test_a_process_with_a_stuck_request_is_replaced_once(program: Program) -> No
         client.sock.close()
 
 
+def test_a_worker_with_a_stuck_request_is_replaced_once(
+    live: t.Callable[..., Live], tmp_path: Path
+) -> None:
+    service = Service(tmp_path, live)
+    service.start(request_timeout_hard=0.5, hammer_time=30)
+    with service.slow("go") as (stuck, pid):
+        service.one.wait_for(rf"^{pid} request_timeout_hard is over: GET /slow of .* Stack ")
+        reason = r"GET /slow of \S+ after \d\.\d seconds: over request_timeout_hard"
+        service.one.wait_for(rf"Worker {pid} is to be replaced: {reason}; another one is started")
+        new = int(service.one.wait_for(r"Worker (\d+) serves")[1])
+        service.one.wait_for(rf"^{pid} Waiting for connections to finish")
+        assert pid not in {service.ask() for _ in range(10)}
+        service.let_go("go")
+        assert pid_from_held(stuck) == pid
+    service.wait_gone(pid)
+    assert new in {service.ask() for _ in range(10)}
+    assert service.one.log.count("is to be replaced") == 1
+    service.signal(signal.SIGTERM)
+    service.check_over()
+
+
 def pid_from_held(client: Client) -> int:
     code, _, body = client.response()
     assert code == 200
-    return int(body)
+    return int(body.split()[0])
 
 
 def test_a_replacement_that_fails_is_tried_again_by_the_next_request(program: Program) -> None:

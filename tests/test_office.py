@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import threading
@@ -13,7 +14,7 @@ import pytest
 from conftest import Live
 from load import KeptLoad, Load
 from service import Service, check_nothing_lost
-from test_control import Answer, Place, end_of
+from test_control import Answer, Place, end_of, read_until
 
 
 class Office(Service):
@@ -174,6 +175,21 @@ def test_stop_waits_for_requests_and_can_be_shortened(office: Office) -> None:
         assert end_of(patient).out == "stopped\n"
         assert client.rest() == b""
     assert office.one.process.wait(20) == 0
+
+
+def test_stop_shows_on_a_terminal_what_all_workers_wait_for(office: Office) -> None:
+    office.start()
+    ours, theirs = pty.openpty()
+    with office.slow("go") as (first, _), office.slow("go") as (second, _):
+        process = office.place.begin("stop", stderr=theirs)
+        os.close(theirs)
+        shown = read_until(ours, b"2 requests, 2 connections (1s)")
+        assert shown.startswith(b"\rWaiting for ") and b"\n" not in shown
+        office.let_go("go")
+        assert first.response()[0] == second.response()[0] == 200
+    assert end_of(process).out == "stopped\n"
+    os.close(ours)
+    office.check_over()
 
 
 def test_a_worker_that_hangs_is_shown_as_far_as_others_can_see(office: Office) -> None:

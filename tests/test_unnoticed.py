@@ -214,7 +214,7 @@ RESTARTS = int(os.environ.get("UNNOTICED_RESTARTS", 20))
 # Seconds from one restart to the next, at least.
 PACE = float(os.environ.get("UNNOTICED_PACE", 0))
 # The comparison without restarts lasts as long as these did, and no more than so many seconds.
-MOST_STEADY = 60.0
+MOST_STEADY = 60.0 if PACE else 1.0
 # Eight clients that never pause, and others that do for longer and longer; all well under
 # idle_grace, since over TLS a client that is silent for longer than that finds its connection
 # closed, and may find it so in the instant in which it sends.

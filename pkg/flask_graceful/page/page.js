@@ -199,7 +199,7 @@ function showService(status) {
   say($("kill"), `kill -1 ${status.pid}`);
   let watching = 0;
   for (const one of generations.values()) if (one.state !== "gone") watching += one.total.watching;
-  say($("footer"), `${many(watching, "viewer")} of this page, not counted above. The page is served by process ${by}.`);
+  say($("footer"), `${many(watching, "viewer")} of this page, counted above only where connections move. The page is served by process ${by}.`);
 }
 
 function newNode(number) {
