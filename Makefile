@@ -19,8 +19,10 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
 
+# All of them side by side, since they wait more than they work; with ARGS just as pytest does it.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
