@@ -19,10 +19,15 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 run: $(VENV)/.run
 	@exec $(BIN)/python app.py
 
-# All of them side by side, since they wait more than they work; with ARGS just as pytest does it.
-SIDE_BY_SIDE = -n 2 --dist loadfile
+# In two processes, since tests wait more than they work; but those that measure time. With ARGS just
+# as pytest does it.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+ifdef ARGS
+	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
+endif
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -135,6 +135,7 @@ def spare_descriptors(pid: int) -> int:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc")
 @pytest.mark.timeout(200)
+@pytest.mark.alone
 def test_an_honest_client_is_served_while_others_attack(
     live: t.Callable[..., Live], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,9 +74,9 @@ def test_a_stop_that_is_being_considered_is_not_forgotten(
     service.let_go("go")
     if is_refused_:
         service.workers(2)
-        service.let_go("go")
-    else:
-        service.check_over()
+        # Which asks nobody.
+        service.signal(signal.SIGQUIT)
+    service.check_over()
 
 
 # Stops.

@@ -156,6 +156,7 @@ def most() -> t.Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.alone
 def test_ten_thousand_idle_connections_move_within_a_second(program: Program, most: int) -> None:
     """From the moment that the successor is ready to the end of the old process, which has none
     left by then. All are served on, each on the same connection. Of three restarts the quickest
