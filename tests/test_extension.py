@@ -22,7 +22,6 @@ from conftest import DEADLINE, ROOT, Client, Live, wait_until
 from flask import Flask, Response
 from flask_graceful import Graceful, GracefulServer, Server, settings
 from flask_graceful.appstate import default_address, make_server, state_of
-from flask_graceful.configuration import markdown_rows
 from load import KeptLoad, Load
 from program import Hosted
 from service import check_nothing_lost
@@ -663,6 +662,11 @@ def test_several_apps_share_an_extension_and_each_has_its_configuration() -> Non
     assert called == ["one here", "two here"]
 
 
+def test_what_an_option_needs_may_stand_in_the_configuration() -> None:
+    graceful = Graceful(keyfile="key.pem")
+    graceful.init_app(configured(GRACEFUL_CERTFILE="cert.pem"))
+
+
 def test_the_extension_keeps_no_app() -> None:
     graceful = Graceful()
     app = Flask("short-lived")
@@ -840,8 +844,10 @@ def run(**options: t.Any) -> None:
         (
             TypeError,
             "unknown option 'threds'; did you mean 'threads'?",
-            lambda: Graceful(Flask("web"), threds=3),
+            lambda: Graceful(threds=3),
         ),
+        (ValueError, "threads: expected 1 to 10000, got 0", lambda: Graceful(threads=0)),
+        (TypeError, "livez: expected True, False or a path", lambda: Graceful(livez="alive")),
         (TypeError, "unknown option 'prot'; known: bind, ", lambda: run(prot=3)),
         (TypeError, "give either bind, or host and port", lambda: run(bind=":0", port=3)),
         (TypeError, "threaded is an option of Werkzeug's server; req", lambda: run(threaded=True)),
@@ -888,13 +894,6 @@ Graceful(Flask("web"), livez=True)
 assert "prometheus_client" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_the_documents_have_the_table_of_keys() -> None:
-    table = "\n".join(markdown_rows())
-    assert f"\n{table}\n" in (ROOT / "docs" / "extension.md").read_text()
-    for row in settings.rows():
-        assert f"`GRACEFUL_{row.name.upper()}`" in table
 
 
 def test_the_example_runs(tmp_path: Path, live: t.Callable[..., Live]) -> None:
