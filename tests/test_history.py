@@ -51,8 +51,9 @@ def tell(pid: int, command: str = "status", **arguments: t.Any) -> dict[str, t.A
 
 
 def restart(one: Live, pid: int, count: int) -> int:
-    """The pid of the `count`th process that serves."""
+    """The pid of the `count`th process that serves, and accepts alone."""
     os.kill(pid, signal.SIGHUP)
+    one.wait_for(rf"^{pid} \S+ Listener closed")
     return serving_pids(one, count)[count - 1]
 
 
