@@ -1,7 +1,8 @@
 """Writes the tables of settings into the documents: `make settings`.
 
-A document keeps everything around its table. The tables come from `flask_graceful.settings`, where
-settings are declared; `tests/test_documents.py` compares them.
+A document keeps everything around its table. The tables come from `flask_graceful.settings` and
+`flask_graceful.configuration`, where settings and the extension's options are declared;
+`tests/test_documents.py` compares them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from flask_graceful import configuration
 from flask_graceful.settings import BYTES, SECONDS, markdown_rows, rows
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +22,7 @@ def ways_to_set() -> Iterable[str]:
     yield "| setting, flag, key | default | |"
     yield "|---|---|---|"
     for row in rows():
-        names = f"`{row.name}`<br>`{row.flag}`<br>`GRACEFUL_{row.name.upper()}`"
+        names = f"`{row.name}`<br>`{row.flag}`<br>`{configuration.key_of(row.name)}`"
         unit = {SECONDS: " s", BYTES: " bytes"}.get(row.unit, "")
         default = row.default if row.default == "off" else row.default + unit
         yield f"| {names} | {default} | {row.help} |"
@@ -30,6 +32,7 @@ def ways_to_set() -> Iterable[str]:
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "README.md": markdown_rows,
     "docs/command.md": markdown_rows,
+    "docs/extension.md": configuration.markdown_rows,
     "docs/settings.md": ways_to_set,
 }
 

@@ -1,7 +1,7 @@
 """The tests on each Python that is here, with the lowest and with the newest dependencies.
 
     python tests/matrix.py            the server's and the blog's tests, but those that take long
-    python tests/matrix.py --short    imports, requests, ten restarts under load
+    python tests/matrix.py --short    imports, requests, the extension, restarts under load
     python tests/matrix.py --whole    all tests; hours
 
 Each pair of a Python and bounds has an environment of its own in .venv-matrix, made anew. The
@@ -30,14 +30,33 @@ PLACE = ROOT / ".venv-matrix"
 VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
 LOWEST, NEWEST = "lowest", "newest"
 # Whose versions are told: what users bring, and may be of any version.
-TOLD = ["Flask", "Werkzeug", "httptools"]
+TOLD = ["Flask", "Werkzeug", "httptools", "prometheus_client"]
 
 RESTARTS = "tests/test_restart.py::test_E19_no_request_is_lost_in_ten_restarts"
+# The extension as one line, with workers, its hooks, its keys, and what pages say.
+EXTENSION = [
+    *(f"tests/test_extension.py::test_{name}" for name in (
+        "one_changed_line_and_no_client_notices_a_restart",
+        "with_workers_one_pid_is_restarted_and_stopped",
+        "hooks_and_signals_run_in_their_order_and_inside_the_apps_context",
+        "a_stream_ends_when_shutdown_begins_and_is_closed",
+        "several_apps_share_an_extension_and_each_has_its_configuration",
+        "each_setting_has_a_key_and_words_are_read",
+        "misuse_is_told_with_the_remedy",
+        "the_status_page_is_there_when_asked_for",
+    )),
+    "tests/test_health.py::test_nobody_needs_to_log_in_and_no_hook_of_the_app_runs",
+    "tests/test_metrics.py::test_requests_are_counted_and_timed",
+    "tests/test_metrics.py::test_a_restart_does_not_set_counters_back",
+]  # fmt: skip
 SHORT = ["tests/test_http11.py", "tests/test_wsgi.py", "tests/test_framing.py", RESTARTS]
+SHORT += EXTENSION
 USUAL = [
     *(f"tests/test_{name}.py" for name in ("http11", "wsgi", "framing", "rows", "server")),
     *(f"tests/test_{name}.py" for name in ("restart", "moving", "stop", "tls", "hijack", "files")),
     *(f"tests/test_{name}.py" for name in ("cli", "control", "deadlines", "reloads", "spread")),
+    *(f"tests/test_{name}.py" for name in ("extension", "health", "metrics", "statuspage")),
+    *(f"tests/test_{name}.py" for name in ("flask_commands", "development", "package")),
     "tests/blog",
 ]
 
@@ -98,9 +117,10 @@ def one(version: str, python: str, bounds: str, tests: list[str], is_short: bool
     directory = PLACE / f"{version}-{bounds}"
     shutil.rmtree(directory, ignore_errors=True)
     environment = Environment(directory, python)
-    wanted = ["-e", f"{ROOT}[flask]", "pytest", "pytest-timeout"]
+    wanted = ["-e", f"{ROOT}[flask,metrics]", "pytest", "pytest-timeout"]
     if not is_short:
-        wanted = ["-r", str(ROOT / "requirements-dev.txt")]
+        # test_package.py makes environments of its own, with the pip that is here.
+        wanted = ["-r", str(ROOT / "requirements-dev.txt"), "pip"]
     if bounds == LOWEST:
         constraints = directory / "lowest.txt"
         constraints.write_text("".join(f"{line}\n" for line in lowest()))

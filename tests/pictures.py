@@ -20,9 +20,11 @@ from conftest import Client, Live
 from program import HEAD
 from statuspages import site
 
-# Seconds until each restart, and from the last one to the pictures.
+# Seconds until each restart, from it to the picture, and from its end to the one that shows nothing
+# of the old process any more.
 PAUSES = (24.0, 20.0)
 SHOT_AFTER = 2.2
+GONE_AFTER = 9.0
 BOOT = "time.sleep(0.8)"
 WIDE, NARROW = (1180, 800), (360, 760)
 
@@ -67,52 +69,74 @@ class Crowd:
 
 def main(target: Path) -> None:
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        os.environ["RUNTIME_DIRECTORY"] = str(directory)
-        take(stack, directory, {}, {"status-page": WIDE, "status-page-phone": NARROW}, target)
+        shown = Shown(stack, {})
+        shown.restart(PAUSES[0])
+        shown.end_old()
+        time.sleep(PAUSES[1])
+        shown.shoot(target / "status-page-before.png", WIDE)
+        shown.restart(0)
+        shown.shoot(target / "status-page.png", WIDE)
+        shown.shoot(target / "status-page-phone.png", NARROW)
+        shown.end_old()
+        time.sleep(GONE_AFTER)
+        shown.shoot(target / "status-page-after.png", WIDE)
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        os.environ["RUNTIME_DIRECTORY"] = str(directory)
-        take(stack, directory, {"workers": 3}, {"status-page-dark": WIDE}, target)
+        shown = Shown(stack, {"workers": 3}, prefers_color_scheme="dark")
+        # Nothing ends: of three generations, two drain.
+        shown.restart(PAUSES[0])
+        shown.restart(PAUSES[1])
+        shown.shoot(target / "status-page-dark.png", WIDE)
 
 
-def take(
-    stack: contextlib.ExitStack,
-    directory: Path,
-    options: dict[str, t.Any],
-    pictures: dict[str, tuple[int, int]],
-    target: Path,
-) -> None:
-    (directory / "program.py").write_text(HEAD + site(BOOT, addr=":8000", **options))
-    one = Live([sys.executable, "program.py"], directory, {})
-    stack.callback(one.end)
-    started = r"^(\d+) Generation \d serves" if options else r"^(\d+) Serving HTTP"
-    pid = int(one.wait_for(started)[1])
-    browser = Browser(directory / "browser")
-    stack.callback(browser.close)
-    dark = any("dark" in name for name in pictures)
-    browser.prefer(prefers_color_scheme="dark" if dark else "light")
-    browser.resize(*WIDE)
-    browser.open("http://127.0.0.1:8000/graceful/")
-    crowd = Crowd(8000)
-    stack.callback(crowd.close)
-    for number, pause in enumerate(PAUSES):
+class Shown:
+    """A service, its clients, and the browser that looks at it.
+
+    :param options: of the server.
+    :param features: what the user of the browser has chosen.
+    """
+
+    def __init__(
+        self, stack: contextlib.ExitStack, options: dict[str, t.Any], **features: str
+    ) -> None:
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        os.environ["RUNTIME_DIRECTORY"] = str(self._directory)
+        (self._directory / "program.py").write_text(HEAD + site(BOOT, addr=":8000", **options))
+        self._one = Live([sys.executable, "program.py"], self._directory, {})
+        stack.callback(self._one.end)
+        self._started = r"^(\d+) Generation \d serves" if options else r"^(\d+) Serving HTTP"
+        self._generation = 1
+        self._one.wait_for(self._started)
+        self._browser = Browser(self._directory / "browser")
+        stack.callback(self._browser.close)
+        self._browser.prefer(**{"prefers_color_scheme": "light", **features})
+        self._browser.resize(*WIDE)
+        self._browser.open("http://127.0.0.1:8000/graceful/")
+        self._crowd = Crowd(8000)
+        stack.callback(self._crowd.close)
+
+    def restart(self, pause: float) -> None:
+        """Until the new code serves, and the old process has only requests that last."""
         time.sleep(pause)
-        crowd.hold(3)
+        self._crowd.hold(3)
         time.sleep(1)
-        os.kill(pid, signal.SIGHUP)
-        found = one.wait_for(started, number + 2)
-        pid = int(found[1])
+        os.kill(int(self._one.wait_for(self._started, self._generation)[1]), signal.SIGHUP)
+        self._generation += 1
+        self._one.wait_for(self._started, self._generation)
         time.sleep(SHOT_AFTER)
-        if number == 0:
-            time.sleep(2)
-            (directory / "go").touch()
-            one.wait_for(r"Serve\(\) returning")
-            (directory / "go").unlink()
-    for name, (width, height) in pictures.items():
-        browser.resize(width, height, 1.5 if width < 500 else 1)
+
+    def end_old(self) -> None:
+        """The requests that last are over, and so is their process."""
+        time.sleep(2)
+        (self._directory / "go").touch()
+        self._one.wait_for(r"Serve\(\) returning", self._generation - 1)
+        (self._directory / "go").unlink()
+
+    def shoot(self, path: Path, size: tuple[int, int]) -> None:
+        width, height = size
+        self._browser.resize(width, height, 1.5 if width < 500 else 1)
         time.sleep(0.3)
-        browser.shoot(target / f"{name}.png")
+        self._browser.shoot(path)
+        self._browser.resize(*WIDE)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import typing as t
 import pytest
 from conftest import DEADLINE, Client, wait_until
 from flask import Flask, abort
-from flask_graceful import Graceful, State
+from flask_graceful import Graceful, GracefulServer, State
 from flask_graceful.files import FileWrapper
 from program import Hosted
 from test_extension import Hello
@@ -64,6 +64,14 @@ def test_nobody_needs_to_log_in_and_no_hook_of_the_app_runs() -> None:
     )
     post = client.post("/readyz")
     assert (post.status_code, post.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_server_that_has_not_begun_is_not_ready() -> None:
+    app = Flask("web")
+    Graceful(app, readyz=True)
+    environ = {"flask_graceful.server": GracefulServer(":0", app)}
+    answer = app.test_client().get("/readyz", environ_overrides=environ)
+    assert (answer.status_code, answer.json["state"]) == (503, "init")  # type: ignore[index]
 
 
 def test_requests_in_flight_are_those_of_others(running: Start) -> None:

@@ -83,6 +83,53 @@ def test_requests_in_flight_and_restarts(hello: Hello) -> None:
         assert (found["graceful_generation"], found["graceful_restarts_total"]) == (2, 1)
 
 
+BOOTS = (
+    ON
+    + """
+if os.path.exists("boots"):
+    say(os.getpid(), "boots")
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    sys.exit(3)
+"""
+)
+
+
+def test_a_restart_counts_when_it_has_come_to_serve(hello: Hello) -> None:
+    hello.start(BOOTS, "graceful.run(app, port=0, workers=1)")
+    hello.one.wait_for("Generation 1 serves")
+
+    def told() -> tuple[float, float, float]:
+        with Client(hello.address) as client:
+            found = metrics(client)
+        return (
+            found["graceful_generation"],
+            found["graceful_restarts_total"],
+            found.get('graceful_processes{state="booting"}', 0),
+        )
+
+    (hello.directory / "boots").touch()
+    hello.signal(signal.SIGHUP)
+    hello.one.wait_for(r"\d+ boots$")
+    assert told() == (1, 0, 1)
+    (hello.directory / "go").touch()
+    hello.one.wait_for("Reload failed: ")
+    assert told() == (1, 0, 0)
+    (hello.directory / "boots").unlink()
+    hello.signal(signal.SIGHUP)
+    hello.one.wait_for("Generation 2 serves")
+    assert told() == (2, 1, 0)
+
+
+def test_viewers_of_the_status_page_are_no_requests(hello: Hello) -> None:
+    more = ON.replace("metrics=", "status_page=True, metrics=")
+    hello.start(more + "app.debug = True", "graceful.run(app, port=0)")
+    with Client(hello.address) as viewer, Client(hello.address) as client:
+        viewer.send(b"GET /graceful/events HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert viewer.response(head_only=True)[0] == 200
+        assert metrics(client)["graceful_requests_in_flight"] == 0
+
+
 @pytest.fixture
 def shared(hello: Hello) -> Path:
     directory = hello.directory / "shared"
@@ -163,6 +210,16 @@ def test_without_a_control_socket_it_is_this_worker_alone(hello: Hello) -> None:
     assert found['graceful_processes{state="running"}'] == 1
 
 
+def test_the_supervisor_is_found_from_wherever_the_app_has_gone(hello: Hello) -> None:
+    more = ON + "graceful.before_begin(lambda addr: os.chdir('/'))"
+    run = "graceful.run(app, port=0, workers=2, control_socket='here.sock')"
+    hello.start(more, run)
+    workers_of(hello.one)
+    with Client(hello.address) as client:
+        assert metrics(client)['graceful_processes{state="serving"}'] == 2
+    assert (hello.directory / "here.sock").is_socket()
+
+
 def program(text: str) -> str:
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     return done.stdout
@@ -180,7 +237,7 @@ except RuntimeError as error:
     print(error)
 """)
     assert said.startswith("metrics need prometheus_client, which can't be imported (")
-    assert said.endswith("): pip install prometheus-client\n")
+    assert said.endswith('): pip install "flask-graceful[metrics]"\n')
 
 
 def test_two_apps_of_a_process_and_another_server() -> None:

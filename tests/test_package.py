@@ -224,11 +224,11 @@ def test_only_the_server_is_installed(dist: Dist, tmp_path: Path) -> None:
 
 
 def test_its_types_are_those_of_a_strict_user(installed: Environment, tmp_path: Path) -> None:
-    """What is right has no errors, and what is wrong has: see the program."""
-    program = tmp_path / "program.py"
-    shutil.copy(ROOT / "tests" / "type_check" / "program.py", program)
+    """What is right has no errors, and what is wrong has: see the program. The example has none."""
+    sources = [ROOT / "tests" / "type_check" / "program.py", ROOT / "examples" / "flask_app.py"]
+    programs = [shutil.copy(source, tmp_path) for source in sources]
     # What the user's own configuration says does not count.
     (tmp_path / "mypy.ini").write_text("[mypy]\n")
     mypy = [sys.executable, "-m", "mypy", "--strict", "--no-incremental"]
-    said = run(*mypy, "--python-executable", installed.python, str(program), cwd=tmp_path)
-    assert said.strip() == "Success: no issues found in 1 source file"
+    said = run(*mypy, "--python-executable", installed.python, *programs, cwd=tmp_path)
+    assert said.strip() == "Success: no issues found in 2 source files"

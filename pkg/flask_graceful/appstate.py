@@ -30,13 +30,13 @@ log = logging.getLogger("flask_graceful")
 NAME = "graceful"
 
 _signals = Namespace()
-#: Serving begins, at the address `addr`; after the hooks `before_begin`.
+# Serving begins, at the address `addr`; after the hooks `before_begin`.
 serving_started = _signals.signal("graceful-serving-started")
-#: A successor is about to be started, and no hook `before_restart` has refused it.
+# A successor is about to be started, and no hook `before_restart` has refused it.
 restart_started = _signals.signal("graceful-restart-started")
-#: This process takes no new connections any more, and finishes what it has.
+# This process takes no new connections any more, and finishes what it has.
 draining_started = _signals.signal("graceful-draining-started")
-#: This process has served its last request.
+# This process has served its last request.
 shutdown_finished = _signals.signal("graceful-shutdown-finished")
 
 Hook = t.Callable[[], object]

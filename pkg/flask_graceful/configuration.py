@@ -105,18 +105,29 @@ def configuration(config: t.Mapping[str, t.Any], *given: t.Mapping[str, t.Any]) 
     return Configuration(options, others)
 
 
+def check_options(options: t.Mapping[str, t.Any]) -> None:
+    """Look at each option for itself: another one that it needs may stand in `app.config`.
+
+    :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
+    """
+    _check_names(options)
+    for name, value in options.items():
+        _checked_alone(name, value)
+
+
 def markdown_rows() -> t.Iterator[str]:
     """The table of configuration keys as the lines of a markdown table."""
     yield "| key | default | unit | |"
     yield "|---|---|---|---|"
     for row in fields(Options):
         about = row.metadata
-        yield f"| `{_key(row.name)}` | {about['text']} | {about['unit']} | {about['help']} |"
+        yield f"| `{key_of(row.name)}` | {about['text']} | {about['unit']} | {about['help']} |"
     for one in settings.rows():
-        yield f"| `{_key(one.name)}` | {one.default} | {one.unit} | {one.help} |"
+        yield f"| `{key_of(one.name)}` | {one.default} | {one.unit} | {one.help} |"
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """That of an option, in `app.config`."""
     return PREFIX + name.upper()
 
 
@@ -125,7 +136,7 @@ def _names() -> list[str]:
 
 
 def _from_config(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    names = {_key(name): name for name in _names()}
+    names = {key_of(name): name for name in _names()}
     ours = [key for key in config if key.startswith(PREFIX)]
     chosen: dict[str, t.Any] = {}
     for key in ours:
@@ -163,13 +174,19 @@ def _read(key: str, name: str, value: t.Any) -> t.Any:
             elif own[name] == TEXT and type(value) is int:
                 # from_prefixed_env makes numbers of digits.
                 value = str(value)
-            return _checked(name, own[name], value)
-        if isinstance(value, str):
+        elif isinstance(value, str):
             return settings.from_text(name, value)
-        return getattr(Settings(**{name: value}), name)
+        return _checked_alone(name, value)
     except (TypeError, ValueError) as error:
         text = str(error).removeprefix(f"{name}: ")
         raise type(error)(f"{key} in app.config: {text}") from None
+
+
+def _checked_alone(name: str, value: t.Any) -> t.Any:
+    for row in fields(Options):
+        if row.name == name:
+            return _checked(name, row.metadata["unit"], value)
+    return getattr(Settings(**{name: value}), name)
 
 
 def _checked(name: str, unit: str, value: t.Any) -> t.Any:

@@ -34,6 +34,7 @@ from .appstate import (
     make_server,
     state_of,
 )
+from .configuration import check_options
 from .control import ControlError
 from .inheritance import inheritance, is_child
 from .listeners import ListenError
@@ -72,9 +73,11 @@ class Graceful:
     :param options: any setting of the server, and `bind`, `livez` and so on: the keys of
         `app.config` in lower case and without `GRACEFUL_`, which they come before.
     :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
+    :raises RuntimeError: as `init_app` does.
     """
 
     def __init__(self, app: Flask | None = None, **options: t.Any) -> None:
+        check_options(options)
         self._points = Points()
         self._options = options
         # Where nothing ever shuts down.
@@ -184,6 +187,9 @@ class Graceful:
         """A decorator: call the function with each address before serving begins there.
 
         An exception keeps this process from serving; an old one then goes on.
+
+        :raises RuntimeError: an application is served already.
+        :raises TypeError: it is no function.
         """
         self._check_hook(func, "before_begin")
         self._points.before_begin.append(func)
@@ -191,7 +197,11 @@ class Graceful:
 
     def before_restart(self, func: AHook) -> AHook:
         """A decorator: call the function before a successor is started. An exception refuses the
-        restart: it is logged, and this process goes on serving."""
+        restart: it is logged, and this process goes on serving.
+
+        :raises RuntimeError: an application is served already.
+        :raises TypeError: it is no function.
+        """
         self._check_hook(func, "before_restart")
         self._points.before_restart.append(func)
         return func
@@ -199,14 +209,22 @@ class Graceful:
     def on_draining(self, func: AHook) -> AHook:
         """A decorator: call the function when this process takes no new connections any more,
         because it stops or because its successor has taken over. What it still has to do is
-        waited for. This is the time to close WebSockets."""
+        waited for. This is the time to close WebSockets.
+
+        :raises RuntimeError: an application is served already.
+        :raises TypeError: it is no function.
+        """
         self._check_hook(func, "on_draining")
         self._points.on_draining.append(func)
         return func
 
     def on_shutdown(self, func: AHook) -> AHook:
         """A decorator: call the function when this process has served its last request, whether
-        the service stops or a successor goes on. This is the time to close pools."""
+        the service stops or a successor goes on. This is the time to close pools.
+
+        :raises RuntimeError: an application is served already.
+        :raises TypeError: it is no function.
+        """
         self._check_hook(func, "on_shutdown")
         self._points.on_shutdown.append(func)
         return func
@@ -224,19 +242,28 @@ class Graceful:
     @property
     def shutting_down(self) -> bool:
         """Has this process begun to end, because it stops or because its successor has taken
-        over? Never so under another server."""
+        over? Never so under another server.
+
+        :raises RuntimeError: nobody knows which app is meant, or it does not have the extension.
+        """
         return self.shutdown_event.is_set()
 
     @property
     def shutdown_event(self) -> threading.Event:
         """Set while `shutting_down`: to be waited for, not to be set. It may be kept after the
-        request, by a stream that goes on."""
+        request, by a stream that goes on.
+
+        :raises RuntimeError: nobody knows which app is meant, or it does not have the extension.
+        """
         server = self._server()
         return self._never if server is None else server.shutdown_event
 
     def track(self) -> AbstractContextManager[None]:
         """Count the block of a `with` as work that a stop and a restart wait for; under another
-        server it is just a block."""
+        server it is just a block.
+
+        :raises RuntimeError: nobody knows which app is meant, or it does not have the extension.
+        """
         server = self._server()
         return nullcontext() if server is None else server.track()
 
@@ -244,7 +271,11 @@ class Graceful:
         self, func: t.Callable[..., object], *args: t.Any, **kwargs: t.Any
     ) -> threading.Thread:
         """Run a function in a thread of its own and inside the app's context, as work that a stop
-        and a restart wait for; under another server it is just a thread."""
+        and a restart wait for; under another server it is just a thread.
+
+        :raises RuntimeError: nobody knows which app is meant, or it does not have the extension.
+        :raises TypeError: it is no function.
+        """
         checked_function(func, "spawn")
         server = self._server()
         context = current_app.app_context()
@@ -268,6 +299,7 @@ class Graceful:
         process waiting too.
 
         :param farewell: a last item for a client that is sent away; None: there is none.
+        :raises RuntimeError: nobody knows which app is meant, or it does not have the extension.
         """
         return _until(self.shutdown_event, iterable, farewell)
 

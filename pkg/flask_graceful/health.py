@@ -18,6 +18,7 @@ import os
 import typing as t
 
 from .life import State
+from .restart import GracefulServer
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -60,17 +61,14 @@ class Pages:
         if page is None:
             return self._app(environ, start_response)
         method = environ["REQUEST_METHOD"]
-        if method not in ("GET", "HEAD"):
-            answer = Answer("405 Method Not Allowed", "text/plain", b"GET or HEAD\n")
-        else:
+        headers = [_NO_STORE]
+        if method in ("GET", "HEAD"):
             answer = page(environ.get("flask_graceful.server"))
-        headers = [
-            ("Content-Type", answer.content_type),
-            ("Content-Length", str(len(answer.body))),
-            _NO_STORE,
-        ]
-        if answer.status.startswith("405"):
+        else:
+            answer = Answer("405 Method Not Allowed", "text/plain", b"GET or HEAD\n")
             headers.append(("Allow", "GET, HEAD"))
+        headers.append(("Content-Type", answer.content_type))
+        headers.append(("Content-Length", str(len(answer.body))))
         start_response(answer.status, headers)
         return [b"" if method == "HEAD" else answer.body]
 
@@ -97,12 +95,10 @@ def readyz(server: Server | None, ready_during_delay: bool = False) -> Answer:
 
 def state_of(server: Server | None) -> State:
     """Where a process is in its life. One whose server restarts nobody runs until it stops."""
-    if server is None:
-        return State.RUNNING
-    state: State | None = getattr(server, "state", None)
-    if state is None:
-        state = State.SHUTTING_DOWN if server.is_stopping else State.RUNNING
-    return state
+    if isinstance(server, GracefulServer):
+        return server.state or State.INIT
+    is_stopping = server is not None and server.is_stopping
+    return State.SHUTTING_DOWN if is_stopping else State.RUNNING
 
 
 def requests_of(server: Server) -> int:

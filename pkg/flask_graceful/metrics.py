@@ -60,7 +60,7 @@ class Meters:
         except ImportError as error:
             raise RuntimeError(
                 "metrics need prometheus_client, which can't be imported "
-                f"({error}): pip install prometheus-client"
+                f'({error}): pip install "flask-graceful[metrics]"'
             ) from None
         labels = ("method", "status")
         self.requests = prometheus_client.Counter(
@@ -143,10 +143,10 @@ class _Now:
                 family.add_metric([state], count)
             return family
 
-        processes = _processes(self._server)
-        requests = sum(one["requests"] or 0 for one in processes)
+        generation, processes = _service(self._server)
+        # Those who watch the status page are no requests; see its own numbers.
+        requests = sum((one["requests"] or 0) - (one["watching"] or 0) for one in processes)
         tracked = sum(one["tracked"] or 0 for one in processes)
-        generation = max(one["generation"] for one in processes)
         connections: Counter[str] = Counter()
         for one in processes:
             connections.update(one["connections"] or {})
@@ -157,29 +157,29 @@ class _Now:
         yield GaugeMetricFamily("graceful_tracked_work", "Work beside requests.", tracked)
         yield by_state("graceful_connections", "Open connections.", connections)
         yield by_state("graceful_processes", "Processes of the service.", states)
-        yield GaugeMetricFamily("graceful_generation", "Of the newest process.", generation)
+        yield GaugeMetricFamily("graceful_generation", "Of the code that serves.", generation)
         restarts = max(0, generation - 1)
         yield CounterMetricFamily("graceful_restarts", "Since the service began.", restarts)
 
 
-def _processes(server: GracefulServer) -> list[dict[str, t.Any]]:
-    """What each process of the service does now."""
-    if isinstance(server._life, WorkerLife) and (found := _ask_supervisor(server)):
-        return found
+def _service(server: GracefulServer) -> tuple[int, list[dict[str, t.Any]]]:
+    """The generation that serves, and what each process of the service does now."""
+    if isinstance(server._life, WorkerLife) and (status := _ask_supervisor(server)):
+        # Not that of the newest worker, which may never serve.
+        return status["generation"], status["workers"]
     about = {"generation": server.generation, "state": state_of(server).name.lower()}
     moved = server._life.moved if server._life is not None else {}
-    return [{**census([server], moved), **about}]
+    return server.generation, [{**census([server], moved), **about}]
 
 
-def _ask_supervisor(server: GracefulServer) -> list[dict[str, t.Any]]:
-    """What all workers do; nothing when it can't be asked."""
+def _ask_supervisor(server: GracefulServer) -> dict[str, t.Any]:
+    """The state of the service; nothing when it can't be asked."""
     try:
         path = find_by_setting(server.settings.control_socket, os.getppid())
         with Caller(path, PATIENCE) as caller:
-            status = caller.ask("status")
+            return caller.ask("status")
     except AskError:
-        return []
-    return t.cast("list[dict[str, t.Any]]", status["workers"])
+        return {}
 
 
 def forget(pid: int) -> None:

@@ -266,6 +266,9 @@ class Reload:
             trial.kill()
             trial.close(1)
         if turnover is not None:
+            if not turnover.has_begun():
+                # Generations are counted by what has come to serve.
+                self._team.generation -= 1
             give_up(turnover.booting())
             if self._team.on(Duty.SERVING):
                 # What only the new ones wanted.

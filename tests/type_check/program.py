@@ -11,11 +11,12 @@ import ssl
 import threading
 import typing as t
 
-from flask import Flask
+from flask import Flask, Response
 from flask_graceful import (
     POST_SIGNAL,
     Connection,
     ConnState,
+    Graceful,
     GracefulServer,
     ListenError,
     RestartError,
@@ -25,10 +26,13 @@ from flask_graceful import (
     Settings,
     ShutdownTimeout,
     State,
+    draining_started,
     has_parent,
     run,
     serve,
+    serving_started,
 )
+from flask_graceful.statuspage import create_blueprint
 
 app = Flask(__name__)
 
@@ -126,6 +130,50 @@ def plain_wsgi(environ: dict[str, t.Any], start_response: t.Any) -> list[bytes]:
 
 GracefulServer(":0", plain_wsgi)
 
+# The extension.
+graceful = Graceful(app, readyz=True, threads=8)
+graceful.init_app(Flask("another"))
+app.register_blueprint(create_blueprint("secret", is_open=True))
+
+
+@graceful.before_begin
+def announce(addr: str) -> None:
+    print(addr)
+
+
+@graceful.before_restart
+def look() -> None:
+    announce("here")
+
+
+@graceful.on_draining
+@graceful.on_shutdown
+def leave() -> bool:
+    return graceful.shutting_down
+
+
+@draining_started.connect_via(app)
+def on_draining(sender: Flask, **_: object) -> None:
+    print(sender.name)
+
+
+serving_started.connect(on_draining, app)
+
+
+@app.get("/stream")
+def stream() -> Response:
+    ended: threading.Event = graceful.shutdown_event
+    items: t.Iterator[str] = graceful.until_shutdown(["a", "b"], farewell="c")
+    with graceful.track():
+        thread: threading.Thread = graceful.spawn(work, 3)
+    print(ended, thread)
+    return Response(items)
+
+
+def start() -> None:
+    graceful.run(app, "127.0.0.1", 5000, debug=True, workers=2)
+
+
 # Mistakes.
 GracefulServer(8000, app)  # type: ignore[arg-type]
 GracefulServer(":8000", "hello:app")  # type: ignore[arg-type]
@@ -136,3 +184,9 @@ server.register_signal_hook("post", 1, check)  # type: ignore[arg-type]
 server.before_begin(check)  # type: ignore[arg-type]
 server.reload()  # type: ignore[attr-defined]
 state_name: str = server.state  # type: ignore[assignment]
+graceful.before_begin(check)  # type: ignore[type-var]
+graceful.on_draining(announce)  # type: ignore[type-var]
+announce(8000)  # type: ignore[arg-type]
+graceful.run()  # type: ignore[call-arg]
+create_blueprint(7)  # type: ignore[arg-type]
+Graceful("web")  # type: ignore[arg-type]
