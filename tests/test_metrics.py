@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import typing as t
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,44 @@ def test_requests_are_counted_and_timed(hello: Hello) -> None:
     assert found["living"] == 1
 
 
+@pytest.mark.parametrize(("protocol", "count"), [("h2c", 1), ("websocket", 0)])
+def test_only_websockets_are_not_timed(hello: Hello, protocol: str, count: int) -> None:
+    hello.start(ON, "graceful.run(app, port=0)")
+    with Client(hello.address) as client:
+        client.get("/", f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n")
+        found = metrics(client)
+    # No WebSocket is to be had there.
+    status = "2xx" if count else "4xx"
+    assert requests(found, status=status) == 1
+    name = f'graceful_request_seconds_count{{method="GET",status="{status}"}}'
+    assert found.get(name, 0) == count
+
+
+def test_whoever_asks_for_metrics_shuts_nobody_out(hello: Hello) -> None:
+    """The supervisor hears 32 at a time, each for a second when a worker hangs."""
+    hello.start(ON, "graceful.run(app, port=0, workers=2)")
+    hanging = workers_of(hello.one)[0]
+
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{hello.one.pid}/fd"))
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(hello.address)) for _ in range(40)]
+        few = descriptors()
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until(lambda: descriptors() > few, "the question")
+            until = time.monotonic() + 0.8
+            while time.monotonic() < until:
+                # The worker that lives has one.
+                assert descriptors() <= few + 1
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+        assert {client.response()[0] for client in clients} == {200}
+
+
 def test_requests_in_flight_and_restarts(hello: Hello) -> None:
     hello.start(ON, "graceful.run(app, port=0)")
     pid = hello.pid()
@@ -111,14 +151,14 @@ def test_a_restart_counts_when_it_has_come_to_serve(hello: Hello) -> None:
     (hello.directory / "boots").touch()
     hello.signal(signal.SIGHUP)
     hello.one.wait_for(r"\d+ boots$")
-    assert told() == (1, 0, 1)
+    wait_until(lambda: told() == (1, 0, 1), "one that boots")
     (hello.directory / "go").touch()
     hello.one.wait_for("Reload failed: ")
-    assert told() == (1, 0, 0)
+    wait_until(lambda: told() == (1, 0, 0), "nothing has changed")
     (hello.directory / "boots").unlink()
     hello.signal(signal.SIGHUP)
     hello.one.wait_for("Generation 2 serves")
-    assert told() == (2, 1, 0)
+    wait_until(lambda: told() == (2, 1, 0), "the restart")
 
 
 def test_viewers_of_the_status_page_are_no_requests(hello: Hello) -> None:

@@ -102,8 +102,9 @@ def state_of(server: Server | None) -> State:
 
 
 def requests_of(server: Server) -> int:
-    """How many requests run, but for the one that asks."""
-    return max(0, len(server.running_requests()) - 1)
+    """How many requests run, but for the one that asks, and those who watch the status page."""
+    watching = len(getattr(server, "watchers", ()))
+    return max(0, len(server.running_requests()) - watching - 1)
 
 
 def _answer(status: str, word: str, server: Server | None) -> Answer:

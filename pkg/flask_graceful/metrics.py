@@ -17,11 +17,12 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 import time
 import typing as t
 from collections import Counter
 
-from .ask import AskError, Caller, find_by_setting, is_alive
+from .ask import AskError, Caller, Refused, find_by_setting, is_alive
 from .census import census
 from .health import Answer, state_of
 from .restart import GracefulServer
@@ -37,6 +38,8 @@ if t.TYPE_CHECKING:
 
 # How long a supervisor may take to tell what its workers do, in seconds.
 PATIENCE = 2.0
+# For how long its answer counts.
+FRESH_TIME = 0.2
 _METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".split())
 _OF_A_PROCESS = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
 
@@ -106,7 +109,7 @@ class Measured:
         finally:
             labels = (method if method in _METHODS else "other", f"{status[:1] or '?'}xx")
             self._meters.requests.labels(*labels).inc()
-            if "HTTP_UPGRADE" not in environ:
+            if environ.get("HTTP_UPGRADE", "").lower() != "websocket":
                 # A WebSocket's answer is over when its client leaves.
                 self._meters.seconds.labels(*labels).observe(time.perf_counter() - began)
 
@@ -164,7 +167,7 @@ class _Now:
 
 def _service(server: GracefulServer) -> tuple[int, list[dict[str, t.Any]]]:
     """The generation that serves, and what each process of the service does now."""
-    if isinstance(server._life, WorkerLife) and (status := _ask_supervisor(server)):
+    if isinstance(server._life, WorkerLife) and (status := _supervisor.status(server)):
         # Not that of the newest worker, which may never serve.
         return status["generation"], status["workers"]
     about = {"generation": server.generation, "state": state_of(server).name.lower()}
@@ -172,14 +175,35 @@ def _service(server: GracefulServer) -> tuple[int, list[dict[str, t.Any]]]:
     return server.generation, [{**census([server], moved), **about}]
 
 
-def _ask_supervisor(server: GracefulServer) -> dict[str, t.Any]:
-    """The state of the service; nothing when it can't be asked."""
-    try:
-        path = find_by_setting(server.settings.control_socket, os.getppid())
-        with Caller(path, PATIENCE) as caller:
-            return caller.ask("status")
-    except AskError:
-        return {}
+class _Supervisor:
+    """The supervisor as this process asks it: not twice at a time, nor again at once, however often
+    the metrics are asked for. It hears only so many, and others need it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said: dict[str, t.Any] = {}
+        self._fresh_until = 0.0
+
+    def status(self, server: GracefulServer) -> dict[str, t.Any]:
+        """The state of the service; nothing when it can't be asked."""
+        with self._lock:
+            if time.monotonic() > self._fresh_until:
+                self._ask(server.settings.control_socket)
+                self._fresh_until = time.monotonic() + FRESH_TIME
+            return self._said
+
+    def _ask(self, setting: str) -> None:
+        try:
+            with Caller(find_by_setting(setting, os.getppid()), PATIENCE) as caller:
+                self._said = caller.ask("status")
+        except Refused:
+            # It has too many to hear at the moment: what it said last.
+            pass
+        except AskError:
+            self._said = {}
+
+
+_supervisor = _Supervisor()
 
 
 def forget(pid: int) -> None:
