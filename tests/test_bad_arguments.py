@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import typing as t
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ CALLS: dict[str, tuple[t.Callable[[], object], type[Exception], str]] = {
     "signal hook": (lambda: graceful().register_signal_hook(PRE_SIGNAL, signal.SIGHUP, 1), TypeError, "signal hook: expected a function, got 1"),  # type: ignore[arg-type]  # noqa: E501
     "signal hook's phase": (lambda: graceful().register_signal_hook(5, signal.SIGHUP, hello), ValueError, "hook phase 5: expected PRE_SIGNAL or POST_SIGNAL"),  # type: ignore[arg-type]  # noqa: E501
     "signal hook's signal": (lambda: graceful().register_signal_hook(POST_SIGNAL, "SIGHUP", hello), ValueError, "signal 'SIGHUP' is not supported; expected one of signal.SIGHUP"),  # type: ignore[arg-type]  # noqa: E501
+    "before_begin without the address": (lambda: graceful().before_begin(no_argument), TypeError, "before_begin: no_argument() can't be called with the address: too many positional arguments"),  # type: ignore[arg-type]  # noqa: E501
+    "before_begin assigned without the address": (lambda: setattr(graceful(), "before_begin", no_argument), TypeError, "before_begin: no_argument() can't be called with the address"),  # noqa: E501
+    "before_restart of an argument": (lambda: graceful().before_restart(one_argument), TypeError, "before_restart: one_argument() can't be called without arguments: missing a required argument: 'what'"),  # type: ignore[arg-type]  # noqa: E501
+    "before_shutdown of an argument": (lambda: graceful().before_shutdown(one_argument), TypeError, "before_shutdown: one_argument() can't be"),  # type: ignore[arg-type]  # noqa: E501
+    "shutdown_initiated of an argument": (lambda: graceful().shutdown_initiated(one_argument), TypeError, "shutdown_initiated: one_argument() can't be"),  # type: ignore[arg-type]  # noqa: E501
+    "after_shutdown of an argument": (lambda: graceful().after_shutdown(one_argument), TypeError, "after_shutdown: one_argument() can't be"),  # type: ignore[arg-type]  # noqa: E501
+    "register_on_shutdown of an argument": (lambda: graceful().register_on_shutdown(one_argument), TypeError, "register_on_shutdown: one_argument() can't be"),  # type: ignore[arg-type]  # noqa: E501
+    "signal hook of arguments": (lambda: graceful().register_signal_hook(PRE_SIGNAL, signal.SIGHUP, hello), TypeError, "signal hook: hello() can't be called without arguments: missing a required argument: 'environ'"),  # type: ignore[arg-type]  # noqa: E501
+    "before_begin with parentheses": (lambda: graceful().before_begin(), TypeError, "before_begin: expected a function, got None; a decorator takes no parentheses"),  # type: ignore[call-arg]  # noqa: E501
+    "after_shutdown with parentheses": (lambda: graceful().after_shutdown(), TypeError, "after_shutdown: expected a function, got None; a decorator takes no parentheses"),  # noqa: E501
     "spawn": (lambda: graceful().spawn("work"), TypeError, "spawn: expected a function, got 'work'"),  # type: ignore[arg-type]  # noqa: E501
     # Stops and waits.
     "stop -1": (lambda: graceful().stop(timeout=-1), ValueError, "timeout: expected 0 or more seconds, got -1"),  # noqa: E501
@@ -90,6 +101,30 @@ CALLS: dict[str, tuple[t.Callable[[], object], type[Exception], str]] = {
 }  # fmt: skip
 
 
+def no_argument() -> None:
+    pass
+
+
+def one_argument(what: str) -> None:
+    pass
+
+
+def wrapper(*arguments: t.Any) -> None:
+    one_argument("what it wraps gets this")
+
+
+# inspect.signature follows this, and what is called is the wrapper.
+wrapper.__wrapped__ = one_argument  # type: ignore[attr-defined]
+
+
+class Method:
+    def begin(self, addr: str) -> None:
+        pass
+
+    def __call__(self) -> None:
+        pass
+
+
 def closed_file() -> t.IO[str]:
     file = open(os.devnull)
     file.close()
@@ -104,6 +139,26 @@ def test_wrong_arguments_say_what_would_be_right(name: str) -> None:
     assert type(caught.value) is error
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_hooks_may_be_all_that_can_be_called_so() -> None:
+    server = graceful()
+    addresses: list[str] = []
+    for begin in (
+        addresses.append,
+        one_argument,
+        Method().begin,
+        partial(lambda port, addr: None, 1),
+        lambda addr, more=0: None,
+        lambda *words, **more: None,
+        print,
+        wrapper,
+        # It keeps its signature to itself.
+        type,
+    ):
+        server.before_begin(begin)
+    for hook in (no_argument, Method(), partial(one_argument, "x"), wrapper, os.sync, dict, vars):
+        server.before_restart(hook)
 
 
 def test_a_wrong_time_stops_nothing(running: Start) -> None:
@@ -171,8 +226,8 @@ def test_signals_need_the_main_thread_and_the_remedies_are_named() -> None:
 def test_a_hook_that_fails_before_it_begins_serves_nothing(
     tmp_path: Path, live: t.Callable[..., Live]
 ) -> None:
-    more = "server.before_begin(lambda: None)\n"
+    more = "server.before_begin(lambda addr: addr.no_such_method())\n"
     one = Program(tmp_path, live).start(one_server(more, addr="unix:s"))
     assert one.process.wait(20) == 1
-    one.wait_for("TypeError: .*takes 0 positional arguments but 1 was given")
+    one.wait_for("AttributeError: .*no_such_method")
     assert not (tmp_path / "s").exists()

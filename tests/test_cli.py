@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,8 +12,9 @@ import sys
 import typing as t
 from pathlib import Path
 
+import flask_graceful
 import pytest
-from conftest import Client, Live
+from conftest import ROOT, Client, Live
 from flask_graceful import Settings, settings
 
 WEB = """
@@ -52,6 +54,13 @@ FILES = {
     "only_application.py": "from web import app as application\n",
     "only_factory.py": "from web import create_app\n",
     "neither.py": "from web import start\nnumber = 1\n",
+    "named.py": "from web import start\nfrom wsgiref.simple_server import demo_app\n"
+    "def web(environ, start_response):\n    return []\n",
+    "object.py": "from web import holder\n"
+    "class App:\n    def __call__(self, environ, start_response):\n        return []\n"
+    "web = App()\n",
+    "two.py": "def one(environ, start_response):\n    return []\ntwo = one\n",
+    "near.py": "apps = []\n",
     "empty.py": "",
     "broken.py": "def app(environ, start_response):\n    return [\n",
     "dependency.py": "import no_such_dependency\n",
@@ -184,6 +193,10 @@ WRONG = [
     ("web:ap p", "'web:ap p': 'ap p' is no name; expected module:app, module:create_app() or module"),  # noqa: E501
     ("only_factory", "module 'only_factory' has neither 'app' nor 'application'; did you mean 'only_factory:create_app()'?"),  # noqa: E501
     ("neither", "module 'neither' has neither 'app' nor 'application'; found: start, number"),
+    ("named", "module 'named' has neither 'app' nor 'application'; did you mean 'named:web'?"),
+    ("object", "module 'object' has neither 'app' nor 'application'; did you mean 'object:web'?"),
+    ("two", "module 'two' has neither 'app' nor 'application'; found: one, two"),
+    ("near", "module 'near' has neither 'app' nor 'application'; did you mean 'near:apps'?"),
     ("empty", "module 'empty' has neither 'app' nor 'application'"),
     # The flags.
     ("web|web:app", "one application can be served; 'web:app' is one more"),
@@ -214,6 +227,13 @@ def test_wrong_input_gets_one_line_and_status_2(place: Path, arguments: str, lin
     status, out, err = run(place, *filter(None, arguments.split("|")))
     line = line.format(place=place.resolve())
     assert (status, out, err) == (2, "", f"flask_graceful: {line}\n")
+
+
+def test_the_version_is_that_of_the_package(place: Path) -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    (version,) = re.findall(r'^version = "(.*)"$', project, re.MULTILINE)
+    assert run(place, "--version") == (0, f"flask-graceful {version}\n", "")
+    assert flask_graceful.__version__ == version
 
 
 def test_a_file_that_is_no_certificate_is_named(place: Path) -> None:

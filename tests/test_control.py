@@ -436,7 +436,13 @@ def test_a_socket_that_a_killed_server_left_is_removed(place: Place) -> None:
             "stop --timeout=-1",
             "argument --timeout: expected a number of seconds, 0 or more, got '-1'",
         ),
-        ("reload --json", "unrecognized arguments: --json"),
+        ("status --jsno", "status: unknown flag '--jsno'; did you mean '--json'?"),
+        ("requests --stack=1", "requests: unknown flag '--stack'; did you mean '--stacks'?"),
+        ("reload --timeout 3", "reload: unknown flag '--timeout'; known: --pid, --socket"),
+        (
+            "stop hello:app",
+            "stop: 'hello:app' is one word too many; known: --pid, --socket, --timeout",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line_and_status_2(place: Place, arguments: str, line: str) -> None:

@@ -281,7 +281,8 @@ def test_a_process_waits_for_its_draining_hooks_and_ends_with_its_shutdown_hooks
     (hello.directory / "go").touch()
     hello.one.wait_for(r"^on_shutdown True$")
     hello.one.wait_for(rf"^{first} goes on after run\(\)")
-    # One that fails is logged, and no more.
+    # One that fails is logged, with its process and its name, and no more.
+    hello.one.wait_for(rf"^{first} on_draining hook broken failed$")
     assert hello.one.log.count("ValueError: as asked for") == 1
 
 
@@ -808,8 +809,48 @@ def run(**options: t.Any) -> None:
         (TypeError, "expected a function, got 7", lambda: Graceful().on_shutdown(7)),
         (
             TypeError,
+            "before_begin: expected a function, got None; a decorator takes no parentheses",
+            lambda: Graceful().before_begin(),
+        ),
+        (
+            TypeError,
+            "before_begin: <lambda>() can't be called with the address: too many",
+            lambda: Graceful().before_begin(lambda: None),
+        ),
+        (
+            TypeError,
+            "on_draining: <lambda>() can't be called without arguments: missing a required arg",
+            lambda: Graceful().on_draining(lambda app: None),
+        ),
+        (
+            TypeError,
             "unknown key 'GRACEFUL_THREDS' in app.config; did you mean 'GRACEFUL_THREADS'?",
             lambda: Graceful(configured(GRACEFUL_THREDS=3)),
+        ),
+        (
+            TypeError,
+            "unknown key 'GRACEFUL_PROT' in app.config; known: GRACEFUL_BIND, GRACEFUL_CERT",
+            lambda: Graceful(configured(GRACEFUL_PROT=3)),
+        ),
+        (
+            TypeError,
+            "'GRACEFUL_HOST' in app.config; did you mean 'GRACEFUL_BIND', or host= and port= of",
+            lambda: Graceful(configured(GRACEFUL_HOST="::1")),
+        ),
+        (
+            TypeError,
+            "unknown option 'port'; did you mean 'bind', or host= and port= of run()?",
+            lambda: Graceful(port=3, app=Flask("web")),
+        ),
+        (
+            ValueError,
+            "status_token does nothing without status_page: set GRACEFUL_STATUS_PAGE too",
+            lambda: Graceful(configured(GRACEFUL_STATUS_TOKEN="secret")),
+        ),
+        (
+            ValueError,
+            "readyz_during_delay does nothing without readyz: set GRACEFUL_READYZ too",
+            lambda: Graceful(Flask("web"), readyz_during_delay=True),
         ),
         (
             ValueError,
@@ -869,18 +910,21 @@ def test_the_server_needs_no_flask() -> None:
     """And who asks for the extension without Flask is told so."""
     program = """
 import sys
-sys.modules["flask"] = sys.modules["blinker"] = None
+for name in ("flask", "blinker", "click", "werkzeug"):
+    sys.modules[name] = None
 from flask_graceful import *
 import flask_graceful
 assert GracefulServer and "Graceful" in dir(flask_graceful)
-try:
-    from flask_graceful import Graceful
-except ImportError as error:
-    print(error)
+for name in ("Graceful", "draining_started"):
+    try:
+        getattr(flask_graceful, name)
+    except ImportError as error:
+        print(error)
 """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"Graceful needs Flask \(.*\): pip install flask\n", done.stdout)
+    remedy = "needs Flask: pip install 'flask-graceful[flask]'"
+    assert done.stdout.splitlines() == [f"Graceful {remedy}", f"draining_started {remedy}"]
 
 
 def test_the_package_imports_no_flask_and_no_prometheus_client_unasked() -> None:
@@ -932,7 +976,8 @@ def test_the_status_page_is_there_when_asked_for(app: Flask) -> None:
     ]
 
 
-def test_without_a_word_there_is_no_status_page(app: Flask) -> None:
+def test_the_status_page_can_be_switched_off_whatever_else_is_set(app: Flask) -> None:
+    app.config["GRACEFUL_STATUS_PAGE"] = "off"
     Graceful(app, status_token="secret")
     app.debug = True
     assert app.test_client().get("/graceful/").status_code == 404

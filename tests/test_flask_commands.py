@@ -214,6 +214,17 @@ def test_an_address_in_use_is_one_line(hello: FlaskApp, flags: tuple[str, ...]) 
     )
 
 
+@pytest.mark.parametrize("flags", [(), ("--workers", "1")], ids=str)
+def test_the_holder_of_an_address_is_named_by_what_it_runs(
+    hello: FlaskApp, flags: tuple[str, ...]
+) -> None:
+    """And not by the way to an interpreter, nor by the module of a supervisor."""
+    one = hello.run(*flags)
+    ended = hello.flask("--app", "hello", "graceful", "run", "-p", str(hello.address[1]))
+    words = " ".join([Path(sys.executable).name, *COMMAND, "--port", "0", *flags])
+    assert ended.stderr.endswith(f" (held by pid {one.pid}: {words})\n"), ended.stderr
+
+
 @pytest.mark.parametrize(
     "flags, more, error",
     [

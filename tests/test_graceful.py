@@ -109,8 +109,8 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     one.wait_for("Serving")
     os.kill(one.pid, signal.SIGTERM)
     assert one.process.wait(20) == 0
-    one.wait_for(f"^{one.pid} before_shutdown hook failed$")
-    one.wait_for(f"^{one.pid} shutdown_initiated hook failed$")
+    one.wait_for(f"^{one.pid} before_shutdown hook <lambda> failed$")
+    one.wait_for(f"^{one.pid} shutdown_initiated hook <lambda> failed$")
 
 
 def test_H3_a_successor_asks_nobody(program: Program) -> None:

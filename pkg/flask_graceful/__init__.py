@@ -35,6 +35,7 @@ if t.TYPE_CHECKING:
     from .settings import Settings as Settings
     from .states import ConnState as ConnState
     from .tls import CertificateFileError as CertificateFileError
+    from .version import __version__ as __version__
 
 # The others when they are asked for (PEP 562): the supervisor and the commands need no server.
 _PLACES = {
@@ -65,23 +66,26 @@ _FOR_FLASK = {
     "serving_started": "appstate",
     "shutdown_finished": "appstate",
 }
+# What is missing where Flask is: itself, or what it brings.
+_FLASKS = {"flask", "werkzeug", "click", "blinker"}
 __all__ = ["has_parent", *_PLACES]
 
 
 def __getattr__(name: str) -> t.Any:
-    place = _PLACES.get(name) or _FOR_FLASK.get(name)
+    place = "version" if name == "__version__" else _PLACES.get(name) or _FOR_FLASK.get(name)
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         module = importlib.import_module(f".{place}", __name__)
     except ModuleNotFoundError as error:
-        if name not in _FOR_FLASK or error.name not in ("flask", "blinker"):
+        if name not in _FOR_FLASK or error.name not in _FLASKS:
             raise
-        raise ImportError(f"{name} needs Flask ({error}): pip install flask", name=name) from None
+        remedy = "pip install 'flask-graceful[flask]'"
+        raise ImportError(f"{name} needs Flask: {remedy}", name=name) from None
     value = getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES, *_FOR_FLASK})
+    return sorted({*globals(), *_PLACES, *_FOR_FLASK, "__version__"})

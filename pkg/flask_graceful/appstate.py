@@ -21,6 +21,7 @@ from . import metrics
 from .configuration import Configuration, configuration
 from .inheritance import inheritance
 from .restart import GracefulServer
+from .settings import function_name
 
 if t.TYPE_CHECKING:
     from blinker import NamedSignal
@@ -169,8 +170,8 @@ def _tell(app: Flask, signal: NamedSignal, funcs: t.Iterable[Hook], what: str) -
             try:
                 func()
             except Exception:
-                log.exception("%s hook failed", what)
+                log.exception("%d %s hook %s failed", os.getpid(), what, function_name(func))
         try:
             signal.send(app)
         except Exception:
-            log.exception("a receiver of %r failed", signal.name)
+            log.exception("%d a receiver of %r failed", os.getpid(), signal.name)

@@ -108,6 +108,15 @@ class _Parser(argparse.ArgumentParser):
         _fail(MISUSED, message)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: t.Any) -> None:
+        """Say it, and end."""
+        from .version import __version__
+
+        print(f"flask-graceful {__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     """The flags: those of the command, and one for each setting."""
     parser = _Parser(
@@ -120,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         # Half a flag would change its meaning with the next one that begins alike.
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="the version of this package")
     parser.add_argument(
         "app",
         metavar="module:app",

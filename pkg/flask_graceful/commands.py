@@ -47,7 +47,9 @@ def main(arguments: t.Sequence[str], program: str = "python -m flask_graceful") 
     :param program: what the user has called.
     :raises SystemExit: always, with the exit status.
     """
-    options = _parser(program).parse_args(arguments)
+    options, unknown = _parser(program).parse_known_args(arguments)
+    if unknown:
+        _refuse(options, unknown[0])
     for stream in (sys.stdout, sys.stderr):
         # What can't be shown must not be an error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -78,6 +80,19 @@ class _Parser(argparse.ArgumentParser):
         """One line; argparse would print the usage before it."""
         _complain(message)
         sys.exit(MISUSED)
+
+
+def _refuse(options: argparse.Namespace, word: str) -> t.NoReturn:
+    """
+    :param options: what was read; each of the command's flags is there.
+    """
+    flag = word.partition("=")[0]
+    known = [f"--{name}" for name in vars(options) if name not in ("command", "run")]
+    close = difflib.get_close_matches(flag, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    what = f"unknown flag {flag!r}" if flag[:1] == "-" else f"{word!r} is one word too many"
+    _complain(f"{options.command}: {what}; {hint}")
+    sys.exit(MISUSED)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

@@ -27,6 +27,8 @@ TEXT = "text"
 _NOT_OURS = {"poller"}
 # FLASK_GRACEFUL_RUN_PORT is a flag of `flask graceful run`, and a key of `from_prefixed_env`.
 _FLAGS = "run_"
+# What does nothing without another one.
+_NEEDS = {"status_token": "status_page", "readyz_during_delay": "readyz"}
 
 
 def _option(default: t.Any, unit: str, text: str, help: str) -> t.Any:
@@ -98,6 +100,10 @@ def configuration(config: t.Mapping[str, t.Any], *given: t.Mapping[str, t.Any]) 
     for more in given:
         _check_names(more)
         chosen.update(more)
+    for name, needed in _NEEDS.items():
+        # Who has switched that off in so many words may leave this where it is.
+        if chosen.get(name) and needed not in chosen:
+            raise ValueError(f"{name} does nothing without {needed}: set {_key(needed)} too")
     own = {row.name for row in fields(Options)}
     options = Options(**{name: value for name, value in chosen.items() if name in own})
     others = {name: value for name, value in chosen.items() if name not in own}
@@ -143,8 +149,10 @@ def _from_config(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         name = names.get(key)
         if name is not None:
             chosen[name] = _read(key, name, config[key])
-        elif not _is_others(key.removeprefix(PREFIX).lower()):
-            raise TypeError(f"unknown key {key!r} in app.config; {_hint(key, list(names))}")
+            continue
+        word = key.removeprefix(PREFIX).lower()
+        if not _is_others(word):
+            raise TypeError(f"unknown key {key!r} in app.config; {_hint(word, _key)}")
     return chosen
 
 
@@ -156,12 +164,22 @@ def _check_names(options: t.Mapping[str, t.Any]) -> None:
     names = _names()
     for name in options:
         if name not in names:
-            raise TypeError(f"unknown option {name!r}; {_hint(name, names)}")
+            raise TypeError(f"unknown option {name!r}; {_hint(name, str)}")
 
 
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+def _hint(word: str, spelt: t.Callable[[str], str]) -> str:
+    """What may have been meant.
+
+    :param word: without what all keys begin with; in that they are all alike.
+    :param spelt: an option as it is written there.
+    """
+    if word in ("host", "port"):
+        return f"did you mean {spelt('bind')!r}, or host= and port= of run()?"
+    known = _names()
+    close = difflib.get_close_matches(word, known, 1)
+    if close:
+        return f"did you mean {spelt(close[0])!r}?"
+    return f"known: {', '.join(map(spelt, known))}"
 
 
 def _read(key: str, name: str, value: t.Any) -> t.Any:

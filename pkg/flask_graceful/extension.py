@@ -41,7 +41,7 @@ from .listeners import ListenError
 from .pidfile import PidFileError
 from .restart import GracefulServer, serve
 from .server import Server, ServerClosed
-from .settings import checked_function
+from .settings import NO_FUNCTION, checked_function, checked_hook
 from .statuspage import create_blueprint
 from .tls import CertificateFileError
 
@@ -183,7 +183,7 @@ class Graceful:
 
     # Hooks.
 
-    def before_begin(self, func: AnAddressHook) -> AnAddressHook:
+    def before_begin(self, func: AnAddressHook = NO_FUNCTION) -> AnAddressHook:
         """A decorator: call the function with each address before serving begins there.
 
         An exception keeps this process from serving; an old one then goes on.
@@ -191,11 +191,11 @@ class Graceful:
         :raises RuntimeError: an application is served already.
         :raises TypeError: it is no function.
         """
-        self._check_hook(func, "before_begin")
+        self._check_hook(func, "before_begin", "the address")
         self._points.before_begin.append(func)
         return func
 
-    def before_restart(self, func: AHook) -> AHook:
+    def before_restart(self, func: AHook = NO_FUNCTION) -> AHook:
         """A decorator: call the function before a successor is started. An exception refuses the
         restart: it is logged, and this process goes on serving.
 
@@ -206,7 +206,7 @@ class Graceful:
         self._points.before_restart.append(func)
         return func
 
-    def on_draining(self, func: AHook) -> AHook:
+    def on_draining(self, func: AHook = NO_FUNCTION) -> AHook:
         """A decorator: call the function when this process takes no new connections any more,
         because it stops or because its successor has taken over. What it still has to do is
         waited for. This is the time to close WebSockets.
@@ -218,7 +218,7 @@ class Graceful:
         self._points.on_draining.append(func)
         return func
 
-    def on_shutdown(self, func: AHook) -> AHook:
+    def on_shutdown(self, func: AHook = NO_FUNCTION) -> AHook:
         """A decorator: call the function when this process has served its last request, whether
         the service stops or a successor goes on. This is the time to close pools.
 
@@ -229,13 +229,13 @@ class Graceful:
         self._points.on_shutdown.append(func)
         return func
 
-    def _check_hook(self, func: t.Callable[..., object], what: str) -> None:
+    def _check_hook(self, func: t.Callable[..., object], what: str, *arguments: str) -> None:
         if self._points.is_closed:
             raise RuntimeError(
                 f"{what}: an app is served already, and would never call it; register it before "
                 "run()"
             )
-        checked_function(func, what)
+        checked_hook(func, what, *arguments)
 
     # In a request.
 

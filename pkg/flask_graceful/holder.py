@@ -9,6 +9,10 @@ import os
 import sys
 import typing as t
 
+SUPERVISOR = "flask_graceful.supervisor"
+# How much of a command is shown.
+MOST = 80
+
 
 def holder_text(port: int) -> str:
     """` (held by pid 1: command)`; empty when it can't be told."""
@@ -54,4 +58,9 @@ def _command(pid: str) -> str:
             words = file.read().decode("utf-8", "replace").split("\0")
     except OSError:
         return "?"
-    return " ".join(" ".join(words).split())[:80] or "?"
+    # Where the program is says little; what a supervisor runs stands behind its own module.
+    words[0] = os.path.basename(words[0])
+    if words[1:3] == ["-m", SUPERVISOR]:
+        del words[1:3]
+    text = " ".join(" ".join(words).split()) or "?"
+    return text if len(text) <= MOST else f"{text[:MOST]}..."

@@ -14,7 +14,7 @@ import os
 import signal
 import typing as t
 
-from .settings import checked_function
+from .settings import NO_FUNCTION, checked_hook, function_name
 
 log = logging.getLogger("flask_graceful")
 
@@ -52,13 +52,13 @@ class Hooks:
         if when not in (PRE_SIGNAL, POST_SIGNAL):
             raise ValueError(f"hook phase {when!r}: expected PRE_SIGNAL or POST_SIGNAL")
         check_signal(signum)
-        checked_function(func, "signal hook")
+        checked_hook(func, "signal hook")
         self._signals.setdefault((when, int(signum)), []).append(func)
 
     def run_signal_hooks(self, when: int, signum: int) -> None:
         """Neither the other hooks nor the act are stopped by one that fails."""
         for func in self._signals.get((when, signum), ()):
-            _call(func, f"{SIGNALS[signum]} hook")
+            _call(func, SIGNALS[signum])
 
     def run_before_restart(self) -> str:
         """Why no successor may be started; empty when it may."""
@@ -77,18 +77,18 @@ class Hooks:
     def run_before_shutdown(self) -> bool:
         """May the server stop? False, and only that, keeps it."""
         for func in self.before_shutdown:
-            if _call(func, "before_shutdown hook") is False:
+            if _call(func, "before_shutdown") is False:
                 log.info("%d Shutdown refused by before_shutdown hook.", os.getpid())
                 return False
         return True
 
     def run_shutdown_initiated(self) -> None:
         for func in self.shutdown_initiated:
-            _call(func, "shutdown_initiated hook")
+            _call(func, "shutdown_initiated")
 
     def run_after_shutdown(self) -> None:
         for func in self.after_shutdown:
-            _call(func, "after_shutdown hook")
+            _call(func, "after_shutdown")
 
 
 class HookPoints:
@@ -109,34 +109,34 @@ class HookPoints:
 
     @before_begin.setter
     def before_begin(self, func: BeforeBegin) -> None:
-        self._hooks.before_begin[:] = [checked_function(func, "before_begin")]
+        self._hooks.before_begin[:] = [checked_hook(func, "before_begin", "the address")]
 
-    def _add_before_begin(self, func: BeforeBegin) -> BeforeBegin:
-        self._hooks.before_begin.append(checked_function(func, "before_begin"))
+    def _add_before_begin(self, func: BeforeBegin = NO_FUNCTION) -> BeforeBegin:
+        self._hooks.before_begin.append(checked_hook(func, "before_begin", "the address"))
         return func
 
-    def before_restart(self, func: Hook) -> Hook:
+    def before_restart(self, func: Hook = NO_FUNCTION) -> Hook:
         """A decorator: call the function before a successor is started (row G5). An exception
         refuses the restart: it is logged, and the process goes on serving."""
-        self._hooks.before_restart.append(checked_function(func, "before_restart"))
+        self._hooks.before_restart.append(checked_hook(func, "before_restart"))
         return func
 
-    def before_shutdown(self, func: Hook) -> Hook:
+    def before_shutdown(self, func: Hook = NO_FUNCTION) -> Hook:
         """A decorator: ask the function whether the server may stop (row H3). False refuses; the
         next signal asks again. A successor that takes over does not ask."""
-        self._hooks.before_shutdown.append(checked_function(func, "before_shutdown"))
+        self._hooks.before_shutdown.append(checked_hook(func, "before_shutdown"))
         return func
 
-    def shutdown_initiated(self, func: Hook) -> Hook:
+    def shutdown_initiated(self, func: Hook = NO_FUNCTION) -> Hook:
         """A decorator: call the function when no more is accepted and requests are waited for
         (row H3). It is waited for; those of `register_on_shutdown` are not."""
-        self._hooks.shutdown_initiated.append(checked_function(func, "shutdown_initiated"))
+        self._hooks.shutdown_initiated.append(checked_hook(func, "shutdown_initiated"))
         return func
 
-    def after_shutdown(self, func: Hook) -> Hook:
+    def after_shutdown(self, func: Hook = NO_FUNCTION) -> Hook:
         """A decorator: call the function when this process has served its last request, whether
         the service stops or a successor goes on; `listen_and_serve` ends when it has returned."""
-        self._hooks.after_shutdown.append(checked_function(func, "after_shutdown"))
+        self._hooks.after_shutdown.append(checked_hook(func, "after_shutdown"))
         return func
 
     def register_signal_hook(self, when: int, signum: int, func: Hook) -> None:
@@ -165,5 +165,5 @@ def _call(func: Hook, what: str) -> object:
     try:
         return func()
     except Exception:
-        log.exception("%d %s failed", os.getpid(), what)
+        log.exception("%d %s hook %s failed", os.getpid(), what, function_name(func))
         return None

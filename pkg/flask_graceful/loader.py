@@ -169,7 +169,23 @@ def _default_name(module: types.ModuleType) -> str:
                 f"did you mean '{module.__name__}:{name}()'?"
             )
     what = f"module {module.__name__!r} has neither 'app' nor 'application'"
-    raise LoadError(_not_there(what, "app", _public_names(module)))
+    names = _public_names(module)
+    likely = [name for name in names if _may_be_app(getattr(module, name), module)]
+    if len(likely) == 1:
+        raise LoadError(f"{what}; did you mean '{module.__name__}:{likely[0]}'?")
+    raise LoadError(_not_there(what, "app", names, f"{module.__name__}:"))
+
+
+def _may_be_app(value: object, module: types.ModuleType) -> bool:
+    """Does it take environ and start_response, and is no function of another module?"""
+    if not callable(value):
+        return False
+    if inspect.isroutine(value):
+        signature = _signature(value) if value.__module__ == module.__name__ else None
+        return signature is not None and _misfit(signature, {}, None) is None
+    # By its type: a proxy answers for another object, which may not be there.
+    signature = _signature(type(value).__call__)
+    return signature is not None and _misfit(signature, value, {}, None) is None
 
 
 def _find(module: types.ModuleType, names: list[str]) -> t.Any:
@@ -196,10 +212,13 @@ def _public_names(value: object) -> list[str]:
     ]
 
 
-def _not_there(what: str, name: str, there: list[str]) -> str:
+def _not_there(what: str, name: str, there: list[str], before: str = "") -> str:
+    """
+    :param before: what the user writes before one of them.
+    """
     close = difflib.get_close_matches(name, there, 1)
     if close:
-        return f"{what}; did you mean {close[0]!r}?"
+        return f"{what}; did you mean '{before}{close[0]}'?"
     if not there:
         return what
     more = ", ..." if len(there) > MOST_NAMES else ""

@@ -25,7 +25,7 @@ from .exchange import Exchange
 from .listeners import Listener, listen, parse_address
 from .poller import new_poller
 from .roster import Roster
-from .settings import Settings, checked_function, checked_timeout
+from .settings import Settings, checked_hook, checked_timeout
 from .timed import TimedExchange
 from .timekeeper import Timekeeper
 from .tls import Credentials, check_context
@@ -256,7 +256,7 @@ class Server:
 
         :raises TypeError: it can't be called.
         """
-        self._on_shutdown.append(checked_function(func, "register_on_shutdown"))
+        self._on_shutdown.append(checked_hook(func, "register_on_shutdown"))
 
     def set_keep_alives_enabled(self, enabled: bool) -> None:
         """Switch keep-alive on or off; off closes what is idle (rows KA)."""

@@ -11,12 +11,15 @@ wrong raises here, where the name of the setting is known, and never later.
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import typing as t
 from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 
 Func = t.TypeVar("Func", bound=t.Callable[..., object])
+# What a decorator is given that stands with empty parentheses.
+NO_FUNCTION: t.Any = None
 
 SECONDS = "seconds"
 BYTES = "bytes"
@@ -80,7 +83,9 @@ class Settings:
         15, SECONDS, "silence after which TCP asks whether the client still lives, and how often"
     )
     hammer_time: float = _setting(
-        60, SECONDS, "time that requests in flight get when the process stops, then they are cut"
+        60,
+        SECONDS,
+        "time that requests in flight get when the process stops, then they are cut; off: never",
     )
     idle_grace: float = _setting(
         1, SECONDS, "time that idle connections may still send a request when the process stops"
@@ -203,6 +208,34 @@ def checked_function(func: Func, what: str) -> Func:
     if not callable(func):
         raise TypeError(f"{what}: expected a function, got {func!r}")
     return func
+
+
+def checked_hook(func: Func, what: str, *arguments: str) -> Func:
+    """
+    :param arguments: what it will be called with, one after the other.
+    :raises TypeError: it can't be called so; here, and not when it is to be.
+    """
+    if func is NO_FUNCTION:
+        raise TypeError(f"{what}: expected a function, got None; a decorator takes no parentheses")
+    checked_function(func, what)
+    try:
+        # Of the wrapper itself: it may give what it wraps other arguments.
+        signature = inspect.signature(func, follow_wrapped=False)
+    except (TypeError, ValueError):
+        # Some builtins keep theirs to themselves.
+        return func
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        how = f"with {', '.join(arguments)}" if arguments else "without arguments"
+        name = function_name(func)
+        raise TypeError(f"{what}: {name}() can't be called {how}: {error}") from None
+    return func
+
+
+def function_name(func: t.Callable[..., object]) -> str:
+    """A function as a line of the log names it."""
+    return getattr(func, "__name__", None) or repr(func)
 
 
 def _default_text(unit: str, value: t.Any) -> str:
