@@ -103,7 +103,7 @@ def configuration(config: t.Mapping[str, t.Any], *given: t.Mapping[str, t.Any]) 
     for name, needed in _NEEDS.items():
         # Who has switched that off in so many words may leave this where it is.
         if chosen.get(name) and needed not in chosen:
-            raise ValueError(f"{name} does nothing without {needed}: set {_key(needed)} too")
+            raise ValueError(f"{name} does nothing without {needed}: set {key_of(needed)} too")
     own = {row.name for row in fields(Options)}
     options = Options(**{name: value for name, value in chosen.items() if name in own})
     others = {name: value for name, value in chosen.items() if name not in own}
@@ -152,7 +152,7 @@ def _from_config(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
             continue
         word = key.removeprefix(PREFIX).lower()
         if not _is_others(word):
-            raise TypeError(f"unknown key {key!r} in app.config; {_hint(word, _key)}")
+            raise TypeError(f"unknown key {key!r} in app.config; {_hint(word, key_of)}")
     return chosen
 
 
