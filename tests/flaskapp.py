@@ -88,7 +88,7 @@ class FlaskApp:
 
     @property
     def address(self) -> tuple[str, int]:
-        found = self.one.wait_for(r"Serving HTTPS? on 127\.0\.0\.1:(\d+)")
+        found = self.one.wait_for(r" on (?:https?://)?127\.0\.0\.1:(\d+)")
         return "127.0.0.1", int(found[1])
 
     def get(self, path: str, headers: str = "") -> tuple[int, dict[str, str], str]:

@@ -21,7 +21,7 @@ from flask_graceful.sources import Sources
 from flaskapp import COMMAND, FlaskApp
 from flaskapp import hello as hello
 from load import KeptLoad, Load
-from program import Program, one_server, serving_pids
+from program import Program, is_gone, one_server, serving_pids
 from service import check_nothing_lost, session
 
 BROWSER = "Accept: text/html,*/*;q=0.8\r\nSec-Fetch-Dest: document\r\n"
@@ -30,8 +30,21 @@ GENERATION = r"Generation \d+ serves with worker (\d+)"
 TITLE = "<!doctype html><title>one</title>"
 
 
-def develop(hello: FlaskApp, *flags: str, **env: str) -> Live:
-    one = hello.run("--debug", *flags, **env)
+# The same without the command.
+PROGRAM = ("hello.py",)
+RUN = """
+if __name__ == "__main__":
+    from flask_graceful import Graceful
+    Graceful(app).run(app, port=0, debug=True)
+"""
+DOORS = [(COMMAND, ""), (PROGRAM, RUN)]
+
+
+def develop(hello: FlaskApp, *flags: str, command: t.Sequence[str] = COMMAND, **env: str) -> Live:
+    if command == PROGRAM:
+        one = hello.one = hello.begin(command=command, **env)
+    else:
+        one = hello.run("--debug", *flags, command=command, **env)
     one.wait_for(GENERATION)
     return one
 
@@ -95,27 +108,21 @@ def test_requests_in_flight_end_in_the_code_that_they_began_in(hello: FlaskApp) 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_program_s_own_run_develops_too(hello: FlaskApp, workers: int) -> None:
     """As `app.run(debug=True)`; in one process, whatever is configured for others."""
-    more = f"""
-app.config["GRACEFUL_WORKERS"] = {workers}
-if __name__ == "__main__":
-    from flask_graceful import Graceful
-    Graceful(app).run(app, port=0, debug=True)
-"""
+    more = f"app.config['GRACEFUL_WORKERS'] = {workers}{RUN}"
     hello.write(more=more)
-    one = hello.one = hello.begin(command=("hello.py",))
-    one.wait_for(GENERATION)
+    one = develop(hello, command=PROGRAM)
     one.wait_for(r"^ \* Debugger PIN")
-    port = int(one.wait_for(r"on http://127\.0\.0\.1:(\d+) \(kill -1 (\d+) restarts it")[1])
-    with KeptLoad(port, [0.01] * 2) as kept:
+    one.wait_for(rf"on http://127\.0\.0\.1:\d+ \(kill -1 {one.pid} restarts it")
+    with KeptLoad(hello.address, [0.01] * 2) as kept:
         hello.write("two", SYNTAX + more)
         one.wait_for(r"^\| SyntaxError: invalid syntax")
-        with Client(("127.0.0.1", port)) as client:
+        wait_for_failure(hello, "SyntaxError")
+        with Client(hello.address) as client:
             assert client.get("/release")[2] == b"one"
             assert b"SyntaxError" in client.get("/page", BROWSER)[2]
         hello.write("three", more)
         one.wait_for(GENERATION, 2)
-        with Client(("127.0.0.1", port)) as client:
-            wait_until(lambda: client.get("/release")[2] == b"three", "the new code")
+        wait_for_release(hello, "three")
     check_nothing_lost(kept)
     assert one.log.count("Debugger PIN") == 1
 
@@ -123,15 +130,34 @@ if __name__ == "__main__":
 # What is looked after.
 
 
-def test_a_change_during_a_boot_is_not_overlooked(hello: FlaskApp) -> None:
-    one = develop(hello)
-    hold = "print('boots', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)"
-    hello.write("two", hold)
+@pytest.mark.parametrize("command, run", DOORS, ids=["command", "program"])
+def test_a_change_during_a_boot_is_not_overlooked(
+    hello: FlaskApp, command: tuple[str, ...], run: str
+) -> None:
+    hello.write("one", run)
+    one = develop(hello, command=command)
+    hold = "print('boots', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    hello.write("two", hold + run)
     one.wait_for("^boots")
     # The process that is told so is the one that has loaded what is old already.
-    hello.write("three")
+    hello.write("three", run)
     (hello.directory / "go").touch()
     wait_for_release(hello, "three")
+
+
+def test_what_a_program_writes_and_imports_each_time_is_no_change(hello: FlaskApp) -> None:
+    """Also by its own `run`, which begins to look when all has been imported."""
+    made = """
+import flask_graceful
+with open("made.py", "w") as file:
+    file.write("value = 1")
+import made
+"""
+    hello.write("one", made + RUN)
+    one = develop(hello, command=PROGRAM)
+    hello.write("two", made + RUN)
+    wait_for_release(hello, "two")
+    assert set(re.findall(r"Detected change in (.*), restarting", one.log)) == {"'hello.py'"}
 
 
 def test_code_that_nobody_has_imported_counts(hello: FlaskApp) -> None:
@@ -220,6 +246,7 @@ def test_no_reload_restarts_nothing_and_no_debugger_shows_no_traceback(hello: Fl
     assert one.process.wait(20) == 0
     one = develop(hello, "--no-debugger")
     assert "ZeroDivisionError" not in hello.get("/boom")[2]
+    one.wait_for(r'^127\.0\.0\.1 "GET /boom" 500 \d+ ms$')
     hello.write("two")
     wait_for_release(hello, "two")
 
@@ -294,6 +321,29 @@ def test_the_debugger_shows_and_evaluates_in_any_thread(hello: FlaskApp) -> None
     assert one.log.count("Debugger PIN") == 1
 
 
+@pytest.mark.parametrize("command, run", DOORS, ids=["command", "program"])
+@pytest.mark.parametrize(
+    "setting", ["SERVER_NAME='127.0.0.2:0'", "GRACEFUL_BIND='127.0.0.2:0'"], ids=["name", "bind"]
+)
+def test_the_debugger_is_for_the_address_that_is_configured(
+    hello: FlaskApp, command: tuple[str, ...], run: str, setting: str
+) -> None:
+    hello.write(
+        more="app.add_url_rule('/boom', view_func=lambda: 1 / 0, endpoint='boom')\n"
+        f"app.config.update({setting})" + run.replace("port=0, ", "")
+    )
+    one = hello.begin(*(["--debug"] if command == COMMAND else []), command=command)
+    port = int(one.wait_for(r" on (?:http://)?127\.0\.0\.2:(\d+)")[1])
+    pin = one.wait_for(r"Debugger PIN: ([\d-]+)")[1]
+    with Client(("127.0.0.2", port)) as client:
+        ask = "Host: 127.0.0.2\r\n\r\n"
+        page = client.send(f"GET /boom HTTP/1.1\r\n{ask}".encode()).response()[2].decode()
+        secret = re.findall(r'SECRET = "(\w+)"', page)[0]
+        where = f"/boom?__debugger__=yes&s={secret}&cmd=pinauth&pin={pin}"
+        code, _, body = client.send(f"GET {where} HTTP/1.1\r\n{ask}".encode()).response()
+    assert (code, json.loads(body)["auth"]) == (200, True)
+
+
 def authenticate(hello: FlaskApp, path: str) -> tuple[dict[str, bool], str]:
     _, fields, body = local(hello, path)
     return json.loads(body), fields["set-cookie"].partition(";")[0]
@@ -305,11 +355,14 @@ def local(hello: FlaskApp, path: str, cookie: str = "") -> tuple[int, dict[str, 
         return client.send(lines.encode()).response()
 
 
-def test_what_only_the_serving_process_is_to_do_is_done_there(hello: FlaskApp) -> None:
+@pytest.mark.parametrize("command, run", DOORS, ids=["command", "program"])
+def test_what_only_the_serving_process_is_to_do_is_done_there(
+    hello: FlaskApp, command: tuple[str, ...], run: str
+) -> None:
     """As applications ask under Flask's reloader, whose parent loads them too."""
-    more = "if os.environ.get('WERKZEUG_RUN_MAIN') == 'true': print('begins', os.getpid())"
-    hello.write(more=more)
-    one = develop(hello)
+    more = "if os.environ.get('WERKZEUG_RUN_MAIN') == 'true': print('begins', os.getpid())\n"
+    hello.write(more=more + run)
+    one = develop(hello, command=command)
     pid = hello.pid()
     assert re.findall(r"^begins (\d+)$", one.log, re.MULTILINE) == [str(pid)]
 
@@ -325,6 +378,16 @@ def test_requests_are_logged(hello: FlaskApp) -> None:
     one.wait_for(r'^127\.0\.0\.1 "GET /page\?a=1&token=\.\.\.&b=2" 200 \d+ ms$')
     one.wait_for(r'^127\.0\.0\.1 "GET /nothing%1b\[31m" 404 \d+ ms$')
     assert PATH not in one.log
+
+
+def test_what_serves_is_said_whatever_the_application_logs(hello: FlaskApp) -> None:
+    """By its own `run` as by the command."""
+    hello.write(more="import logging; logging.basicConfig()" + RUN)
+    one = develop(hello, command=PROGRAM)
+    hello.get("/page")
+    one.wait_for(r'"GET /page" 200 \d+ ms$')
+    hello.write("two", "import logging; logging.basicConfig()" + RUN)
+    one.wait_for(r" \* Detected change in 'hello.py', restarting")
 
 
 # The terminal.
@@ -455,6 +518,14 @@ def test_a_page_has_the_notice_at_its_end(running: t.Any) -> None:
     assert "worker 1 exited with status 1" in text and "<script>" in text
 
 
+def test_the_policy_of_a_page_does_not_keep_the_notice_away(running: t.Any) -> None:
+    policy = ("Content-Security-Policy", "default-src 'self'")
+    with noticed(running, page("200 OK", policy)).connect() as client:
+        assert "content-security-policy" not in client.get("/", BROWSER)[1]
+        # What is no page with a notice keeps it.
+        assert client.get("/", "Accept: */*\r\n")[1]["content-security-policy"] == policy[1]
+
+
 def test_a_page_without_length_has_it_too(running: t.Any) -> None:
     def app(environ: t.Any, start_response: t.Any) -> t.Iterator[bytes]:
         start_response("500 BAD", [("Content-Type", "text/html")])
@@ -571,4 +642,5 @@ def test_a_restart_that_fails_says_what_was_printed(
         said = client.get("/")[2].decode()
     what = "worker" if workers else "successor"
     assert re.fullmatch(rf"\('{what} \d+ exited with status 1', \[.*'not today'\]\)", said), said
-    assert pid
+    # It goes on.
+    assert not is_gone(pid)

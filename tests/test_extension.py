@@ -241,7 +241,8 @@ def test_before_restart_may_refuse(hello: Hello, workers: int) -> None:
     if workers:
         hello.one.wait_for("Generation 1 serves")
     hello.signal(signal.SIGHUP)
-    hello.one.wait_for("refused by before_restart hook: not before the file is there")
+    refused = "refused by before_restart hook: not before the file is there"
+    hello.one.wait_for(f"Reload failed: {refused}" if workers else f"Restart {refused}")
     with Client(hello.address) as client:
         assert client.get()[0] == 200
     (hello.directory / "may").touch()
@@ -325,16 +326,18 @@ def test_tls_and_unix_sockets_as_app_run_spells_them(
     certificate = authority.issue_cert("localhost", "127.0.0.1")
     certificate.private_key_pem.write_to_path(hello.directory / "key.pem")
     certificate.cert_chain_pems[0].write_to_path(hello.directory / "cert.pem")
-    hello.start(run="Graceful(app).run(app, port=0, ssl_context=('cert.pem', 'key.pem'))")
-    port = int(hello.one.wait_for(r"on https://127\.0\.0\.1:(\d+) ")[1])
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    with (
-        socket.create_connection(("127.0.0.1", port), DEADLINE) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as sock,
-    ):
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        assert sock.recv(12) == b"HTTP/1.1 200"
+    trusting, unknowing = ssl.create_default_context(), ssl.create_default_context()
+    authority.configure_trust(trusting)
+    unknowing.check_hostname, unknowing.verify_mode = False, ssl.CERT_NONE
+    for given, context in (("('cert.pem', 'key.pem')", trusting), ("'adhoc'", unknowing)):
+        hello.start(run=f"Graceful(app).run(app, port=0, ssl_context={given})")
+        port = int(hello.one.wait_for(r"on https://127\.0\.0\.1:(\d+) ")[1])
+        with (
+            socket.create_connection(("127.0.0.1", port), DEADLINE) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as sock,
+        ):
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert sock.recv(12) == b"HTTP/1.1 200"
 
     path = tmp_path_factory.mktemp("s") / "sock"
     hello.start(run=f"Graceful(app).run(app, host='unix://{path}')")
@@ -367,6 +370,14 @@ def test_the_command_knows_the_extension(hello: Hello) -> None:
     os.kill(pid, signal.SIGTERM)
     assert hello.wait_over() == 0
     assert hooks_of(hello.one, pid) == [*BEGUN, *ENDED]
+
+
+def test_the_command_names_a_wrong_certificate(hello: Hello) -> None:
+    more = "app.config.update(GRACEFUL_CERTFILE='no.pem', GRACEFUL_KEYFILE='no.pem')\nGraceful(app)"
+    hello.start(more, command=("-m", "flask_graceful", "--bind", ":0", "hello:app"))
+    assert hello.wait_over() == 2
+    (line,) = hello.one.log.splitlines()
+    assert line.startswith("flask_graceful: ") and "no.pem" in line
 
 
 def test_the_command_names_a_wrong_key(hello: Hello) -> None:
@@ -892,7 +903,8 @@ def run(**options: t.Any) -> None:
         (TypeError, "unknown option 'prot'; known: bind, ", lambda: run(prot=3)),
         (TypeError, "give either bind, or host and port", lambda: run(bind=":0", port=3)),
         (TypeError, "threaded is an option of Werkzeug's server; req", lambda: run(threaded=True)),
-        (TypeError, "ssl_context: expected an ssl.SSLContext", lambda: run(ssl_context="adhoc")),
+        (TypeError, "ssl_context: expected an ssl.SSLContext", lambda: run(ssl_context="ad")),
+        (ValueError, "leave out workers, or debug", lambda: run(debug=True, workers=3)),
         (ValueError, "keyfile is given without certfile", lambda: run(keyfile="key.pem")),
     ],
 )

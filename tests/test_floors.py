@@ -28,7 +28,7 @@ FLOORS = [
     ["notify", "reexec", "staff", "team", "consent", "turnover", "origin"],
     ["reload", "replacement", "ending", "office", "supervisor"],
     ["promotion", "restart"],
-    ["loader", "ask", "commands", "cli", "__main__"],
+    ["doors", "loader", "ask", "commands", "cli", "__main__"],
     ["configuration", "health", "metrics", "statuspage", "appstate"],
     ["sources", "notice", "development", "extension", "flask_commands"],
     ["__init__"],

@@ -6,10 +6,18 @@ has no Flask does not need it.
 """
 
 import importlib
+import os
 import typing as t
 
 # At once: it takes what is meant for this process alone out of the environment.
 from .inheritance import has_parent as has_parent
+from .inheritance import is_child
+
+if is_child() and os.environ.get("WERKZEUG_RUN_MAIN") == "true":
+    # It serves in the development mode: what it imports from now on is looked after.
+    from .sources import note_imports
+
+    note_imports()
 
 if t.TYPE_CHECKING:
     from .appstate import draining_started as draining_started

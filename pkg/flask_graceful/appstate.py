@@ -16,6 +16,7 @@ import typing as t
 
 from blinker import Namespace
 from flask import Flask
+from werkzeug.serving import generate_adhoc_ssl_context
 
 from . import metrics
 from .configuration import Configuration, configuration
@@ -24,7 +25,11 @@ from .restart import GracefulServer
 from .settings import function_name
 
 if t.TYPE_CHECKING:
+    import ssl
+
     from blinker import NamedSignal
+
+    Certificate = ssl.SSLContext | tuple[str, ...] | str | None
 
 log = logging.getLogger("flask_graceful")
 
@@ -127,13 +132,30 @@ def state_of(app: Flask) -> AppState:
     return state
 
 
-def make_server(app: Flask, more: t.Mapping[str, t.Any], **arguments: t.Any) -> GracefulServer:
+def make_server(
+    app: Flask, more: t.Mapping[str, t.Any], certificate: Certificate = None
+) -> GracefulServer:
     """A server of an application, as its configuration says.
 
     :param more: options that come before those of `Graceful` and `app.config`.
-    :param arguments: others of `GracefulServer`.
+    :param certificate: what is served with, as `app.run` takes it: an `ssl.SSLContext`, the files
+        of a certificate and its key, or `"adhoc"`; None: as the options say.
     :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
     """
+    context = None
+    if isinstance(certificate, tuple):
+        certfile, keyfile = (*certificate, "")[:2]
+        more = {**more, "certfile": certfile, "keyfile": keyfile}
+    elif certificate == "adhoc":
+        # Needs `cryptography`.
+        context = generate_adhoc_ssl_context()
+    elif isinstance(certificate, str):
+        raise TypeError(
+            "ssl_context: expected an ssl.SSLContext, (certfile, keyfile) or 'adhoc', got "
+            f"{certificate!r}"
+        )
+    else:
+        context = certificate
     found = app.extensions.get(NAME)
     # An application without the extension has its configuration all the same.
     state = found if isinstance(found, AppState) else None
@@ -143,8 +165,8 @@ def make_server(app: Flask, more: t.Mapping[str, t.Any], **arguments: t.Any) -> 
         app,
         certfile=own.certfile,
         keyfile=own.keyfile,
+        ssl_context=context,
         **settings,
-        **arguments,
     )
     if state is not None:
         state.attach(server, app)

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import logging
 import sys
 import typing as t
 
 from . import commands, settings
-from .control import ControlError
-from .listeners import ListenError, parse_address, parse_addresses
+from .doors import START_ERRORS, show_log
+from .listeners import parse_address, parse_addresses
 from .loader import FORMS, LoadError, load
-from .pidfile import PidFileError
 from .restart import GracefulServer
 from .server import ServerClosed
+from .tls import CertificateFileError
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -36,8 +35,6 @@ DEFAULT_ADDRESS = ":8000"
 MISUSED = 2
 FAILED = 1
 
-log = logging.getLogger("flask_graceful")
-
 
 def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
     """Serve the application that the arguments name, until a signal ends it.
@@ -47,33 +44,29 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
     """
     parser = _parser()
     options = _read(parser, arguments)
-    # Shown whatever the level of the root logger; the application may set another one.
-    log.setLevel(logging.INFO)
     try:
         app = load(options.app)
     except LoadError as error:
         command = commands.named_like(options.app)
         meant = f"; or is it the command {command!r}?" if command else ""
         parser.error(f"{error}{meant}")
-    # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise; the
-    # reasons of failed requests and restarts would be lost.
-    log.disabled = False
+    show_log()
     state = _extension_of(app)
     chosen = _chosen(options)
     if state is not None:
         chosen = _add_configured(parser, options, state, t.cast("Flask", app))
     server = GracefulServer(options.bind or DEFAULT_ADDRESS, app, **chosen)
-    if state is not None:
-        state.attach(server, t.cast("Flask", app))
     try:
+        if state is not None:
+            state.attach(server, t.cast("Flask", app))
         if options.certfile:
             server.listen_and_serve_tls(options.certfile, options.keyfile)
         else:
             server.listen_and_serve()
     except ServerClosed:
         sys.exit(0)
-    except (ListenError, PidFileError, ControlError) as error:
-        _fail(FAILED, str(error))
+    except START_ERRORS as error:
+        _fail(MISUSED if isinstance(error, CertificateFileError) else FAILED, str(error))
 
 
 def _extension_of(app: t.Any) -> AppState | None:

@@ -24,11 +24,13 @@ import time
 import traceback
 import typing as t
 
+import click
 from werkzeug.debug import DebuggedApplication
 
+from .inheritance import is_child
 from .life import State
 from .notice import PATH, Failure, Notice
-from .restart import RestartError
+from .restart import RestartError, serve
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -67,23 +69,39 @@ _WAY = {
 
 class Development:
     """
-    :param app: the application.
-    :param sources: what it is made of, and looked after; None: it is not.
-    :param host: where Werkzeug's debugger is to be reached, besides this machine; None: there is
-        no debugger.
+    :param app: the application, which has been loaded.
+    :param server: its server, which is not served yet.
+    :param sources: what the application is made of, and looked after; None: it is not.
+    :param has_debugger: does Werkzeug's debugger show exceptions?
     """
 
-    def __init__(self, app: Flask, sources: Sources | None, host: str | None) -> None:
+    def __init__(
+        self, app: Flask, server: GracefulServer, sources: Sources | None, has_debugger: bool
+    ) -> None:
+        self._server = server
         self._sources = sources
         self._is_over = threading.Event()
-        self._debugged = None if host is None else _debugged(app, host)
+        self._debugged = _debugged(app, server) if has_debugger else None
         self._notice = Notice(RequestLog(self._debugged or app))
-        # What is to be served.
-        self.wsgi: WSGIApplication = self._notice
+        server.app = self._notice
         if sources is not None:
             sources.complete(_templates(app))
+            # What applications ask that do something in the process alone that serves.
+            server.worker_environment = {"WERKZEUG_RUN_MAIN": "true"}
 
-    def banner(self) -> t.Iterator[str]:
+    def serve(self) -> None:
+        """Serve, and restart when something has changed, until a signal ends it.
+
+        :raises ServerClosed, ListenError, PidFileError, ControlError, CertificateFileError: as
+            `serve` does.
+        """
+        if not is_child():
+            for line in self._banner():
+                click.echo(line)
+        with self._looking_after():
+            serve(self._server)
+
+    def _banner(self) -> t.Iterator[str]:
         """What is to be known by whoever has started it."""
         if self._debugged is not None:
             pin = self._debugged.pin
@@ -92,13 +110,13 @@ class Development:
             yield MISSING
 
     @contextlib.contextmanager
-    def looking_after(self, server: GracefulServer) -> t.Iterator[None]:
+    def _looking_after(self) -> t.Iterator[None]:
         """Restart the server when something has changed, as long as this lasts."""
         if self._sources is None:
             yield
             return
         thread = threading.Thread(
-            target=self._run, args=(server, self._sources), name="graceful-development", daemon=True
+            target=self._run, args=(self._sources,), name="graceful-development", daemon=True
         )
         thread.start()
         try:
@@ -107,21 +125,22 @@ class Development:
             self._is_over.set()
             thread.join(LOOK_TIME)
 
-    def _run(self, server: GracefulServer, sources: Sources) -> None:
+    def _run(self, sources: Sources) -> None:
+        server = self._server
         while server.state in (None, State.INIT):
             if self._is_over.wait(BOOT_LOOK_TIME):
                 return
         for _ in self._moments(sources):
             while server.state is State.RUNNING and (changed := sources.changed()):
-                self._restart(server, changed)
+                self._restart(changed)
             if server.state is not State.RUNNING:
                 return
 
-    def _restart(self, server: GracefulServer, changed: t.Sequence[str]) -> None:
+    def _restart(self, changed: t.Sequence[str]) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         log.info(" * Detected change in %r%s, restarting", os.path.relpath(changed[0]), more)
         try:
-            server.restart(wait=True)
+            self._server.restart(wait=True)
         except RestartError as error:
             self._notice.failure = Failure(str(error), error.lines)
         except RuntimeError:
@@ -186,19 +205,32 @@ class RequestLog:
             # The notice asks each second.
             return self._app(environ, start_response)
         began = time.monotonic()
+        has_begun = False
 
         def start(status: str, headers: t.Any, *rest: t.Any) -> t.Callable[[bytes], object]:
-            log.info(
-                '%s "%s %s" %s %.0f ms',
-                environ.get("REMOTE_ADDR") or "-",
-                environ["REQUEST_METHOD"],
-                _without_token(environ),
-                status[:3],
-                (time.monotonic() - began) * 1000,
-            )
+            nonlocal has_begun
+            has_begun = True
+            _log_request(environ, status, began)
             return start_response(status, headers, *rest)
 
-        return self._app(environ, start)
+        try:
+            return self._app(environ, start)
+        except Exception:
+            if not has_begun:
+                # What the server answers.
+                _log_request(environ, "500", began)
+            raise
+
+
+def _log_request(environ: WSGIEnvironment, status: str, began: float) -> None:
+    log.info(
+        '%s "%s %s" %s %.0f ms',
+        environ.get("REMOTE_ADDR") or "-",
+        environ["REQUEST_METHOD"],
+        _without_token(environ),
+        status[:3],
+        (time.monotonic() - began) * 1000,
+    )
 
 
 def _without_token(environ: WSGIEnvironment) -> str:
@@ -218,13 +250,15 @@ def print_failure(error: BaseException) -> None:
     traceback.print_exception(type(error), error, trace)
 
 
-def _debugged(app: Flask, host: str) -> DebuggedApplication:
-    """With Werkzeug's debugger, as `flask run` has it."""
+def _debugged(app: Flask, server: GracefulServer) -> DebuggedApplication:
+    """With Werkzeug's debugger, as `flask run` has it: reached where the server is, and from this
+    machine."""
     # It would say its PIN in each process.
     debugged = DebuggedApplication(app, evalex=True, pin_logging=False)
     debugged.pin_logging = True
     # Before 3.0.3, Werkzeug let everybody in who knew the PIN.
-    getattr(debugged, "trusted_hosts", []).append(host)
+    hosts = [address.host for address in server.addresses if address.host]
+    getattr(debugged, "trusted_hosts", []).extend(hosts)
     return debugged
 
 

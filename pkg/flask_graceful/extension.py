@@ -11,7 +11,6 @@ Rules: what is used in the wrong place raises a RuntimeError that names the righ
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -35,18 +34,12 @@ from .appstate import (
     state_of,
 )
 from .configuration import check_options
-from .control import ControlError
-from .inheritance import inheritance, is_child
-from .listeners import ListenError
-from .pidfile import PidFileError
+from .doors import START_ERRORS, show_log
+from .inheritance import inheritance
 from .restart import GracefulServer, serve
 from .server import Server, ServerClosed
 from .settings import NO_FUNCTION, checked_function, checked_hook
 from .statuspage import create_blueprint
-from .tls import CertificateFileError
-
-if t.TYPE_CHECKING:
-    from .development import Development
 
 T = t.TypeVar("T")
 AHook = t.TypeVar("AHook", bound=Hook)
@@ -142,12 +135,13 @@ class Graceful:
             and Werkzeug's debugger shows exceptions, in a single worker; as `flask graceful run
             --debug` does.
         :param load_dotenv: read `.env` and `.flaskenv`, where python-dotenv is installed.
-        :param options: those of `Graceful`, and `ssl_context`: an `ssl.SSLContext`, or a
-            certificate's file and its key's.
+        :param options: those of `Graceful`, and `ssl_context`: an `ssl.SSLContext`, a
+            certificate's file and its key's, or `"adhoc"`.
         :raises SystemExit: the address can't be used, or one of the files; as `app.run` does, with
             one line that says why, and status 1.
         :raises RuntimeError: called in a request or a thread, or for an app without the extension.
-        :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range.
+        :raises TypeError: an option is unknown or of a wrong type; ValueError: it is out of range,
+            or there are to be several workers and `debug`.
         """
         if not isinstance(app, Flask):
             raise TypeError(f"run(): expected a Flask application, got {app!r}")
@@ -166,19 +160,12 @@ class Graceful:
                 app.debug = get_debug_flag()
         if debug is not None:
             app.debug = bool(debug)
-        arguments = _for_server(app, host, port, options)
-        development = _development(app, host) if app.debug else None
-        if development is not None:
-            # The debugger's frames are in one process.
-            options = {**options, "workers": 1}
-        server = make_server(app, options, **arguments)
-        # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise.
-        logging.getLogger("flask_graceful").disabled = False
-        pid = os.getpid() if inheritance().worker is None else os.getppid()
-        server.before_begin(partial(_announce, app, server, pid))
+        certificate = options.pop("ssl_context", None)
+        options = _for_server(app, host, port, options)
+        show_log()
         try:
-            _serve(server, development)
-        except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
+            _serve(app, make_server(app, options, certificate))
+        except START_ERRORS as error:
             sys.exit(f"{app.name}: {error}")
 
     # Hooks.
@@ -316,34 +303,22 @@ class Graceful:
         return state_of(current_app).server
 
 
-def _serve(server: GracefulServer, development: Development | None) -> None:
-    looking: AbstractContextManager[None] = nullcontext()
-    if development is not None:
-        server.app = development.wsgi
-        looking = development.looking_after(server)
+def _serve(app: Flask, server: GracefulServer) -> None:
+    pid = os.getpid() if inheritance().worker is None else os.getppid()
+    server.before_begin(partial(_announce, app, server, pid))
     try:
-        with looking:
+        if not app.debug:
             serve(server)
+            return
+        from .development import Development
+        from .sources import Sources
+
+        sources = Sources()
+        sources.begin()
+        Development(app, server, sources, has_debugger=True).serve()
     except ServerClosed:
         # Told to stop before it began.
         pass
-
-
-def _development(app: Flask, host: str | None) -> Development:
-    """The development mode, for a program that has been loaded."""
-    from .development import Development
-    from .sources import Sources
-
-    sources = Sources()
-    sources.begin()
-    if is_child():
-        # What applications ask that do something in the process alone that serves.
-        os.environ["WERKZEUG_RUN_MAIN"] = "true"
-    development = Development(app, sources, host or "127.0.0.1")
-    if not is_child():
-        for line in development.banner():
-            click.echo(line)
-    return development
 
 
 def _check_place() -> None:
@@ -363,7 +338,8 @@ def _check_place() -> None:
 def _for_server(
     app: Flask, host: str | None, port: int | None, options: dict[str, t.Any]
 ) -> dict[str, t.Any]:
-    """Put what `app.run` calls otherwise among the options; what is left is for the server."""
+    """The options of `run`, with what `app.run` calls otherwise among them."""
+    options = dict(options)
     for name, remedy in _WERKZEUGS.items():
         if name in options:
             raise TypeError(f"{name} is an option of Werkzeug's server; {remedy}")
@@ -371,15 +347,15 @@ def _for_server(
         if "bind" in options:
             raise TypeError("run(): give either bind, or host and port")
         options["bind"] = default_address(app, host, port)
-    context = options.pop("ssl_context", None)
-    if isinstance(context, str):
-        raise TypeError(
-            f"ssl_context: expected an ssl.SSLContext or (certfile, keyfile), got {context!r}"
-        )
-    if isinstance(context, tuple):
-        options["certfile"], options["keyfile"] = (*context, "")[:2]
-        context = None
-    return {} if context is None else {"ssl_context": context}
+    if app.debug:
+        # The debugger's frames are in one process.
+        options["workers"] = count = options.get("workers") or 1
+        if isinstance(count, int) and count > 1:
+            raise ValueError(
+                f"workers={count}: the debugger and the restart on changes need a single worker; "
+                "leave out workers, or debug"
+            )
+    return options
 
 
 def _announce(app: Flask, server: GracefulServer, pid: int, addr: str) -> None:

@@ -14,10 +14,7 @@ other command loads the application.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-import os
 import typing as t
 from functools import partial
 
@@ -28,26 +25,19 @@ from flask.helpers import get_debug_flag
 # `command` is needed later, but the directory may be another one then.
 from . import command as command
 from . import commands, settings
-from .inheritance import inheritance
+from .inheritance import is_child
 
 if t.TYPE_CHECKING:
-    import ssl
-
     from flask import Flask
 
-    from .development import Development
+    from .appstate import Certificate
     from .restart import GracefulServer
     from .sources import Sources
-
-    Certificate = ssl.SSLContext | tuple[str, str] | t.Literal["adhoc"] | None
 
 # Of `flask run`.
 _TAKEN = (
     "host port debug cert key reload debugger with_threads extra_files exclude_patterns".split()
 )
-DOTENV = (".env", ".flaskenv")
-
-log = logging.getLogger("flask_graceful")
 
 
 @click.group("graceful", help="Serve the application gracefully, and ask a server that runs.")
@@ -77,16 +67,11 @@ def _run(info: ScriptInfo, **given: t.Any) -> None:
         flags["workers"] = 1
     sources = _sources(given) if reload else None
     app = _load(info, is_developed=reload)
-    # Shown whatever the level of the root logger; the application may set another one, and the
-    # stdlib's dictConfig switches off the loggers that it finds.
-    log.setLevel(logging.INFO)
-    log.disabled = False
-    if _is_first():
+    if not is_child():
         show_server_banner(debug, info.app_import_path)
-    development = _development(app, sources, given["host"] if debugger else None)
-    is_told = not {"host", "port"} <= _defaults()
-    address = _address(given["host"], given["port"]) if is_told else None
-    _serve(app, address, flags, given["cert"], development)
+    if not {"host", "port"} <= _defaults():
+        flags["bind"] = _address(given["host"], given["port"])
+    _serve(app, flags, given["cert"], sources, debugger)
 
 
 def _defaults() -> set[str]:
@@ -94,17 +79,6 @@ def _defaults() -> set[str]:
     ctx = click.get_current_context()
     source = click.core.ParameterSource.DEFAULT
     return {name for name in ctx.params if ctx.get_parameter_source(name) is source}
-
-
-def _is_first() -> bool:
-    """Has the user started this process, and none of the service?"""
-    from .listeners import ListenError
-
-    try:
-        return inheritance().parent is None
-    except ListenError as error:
-        # What systemd says of its sockets.
-        raise click.ClickException(str(error)) from None
 
 
 def _check_single(flags: dict[str, t.Any]) -> None:
@@ -123,12 +97,8 @@ def _sources(given: dict[str, t.Any]) -> Sources:
     """What the program is made of, remembered from now on."""
     from .sources import Sources
 
-    extra = [*(given["extra_files"] or ()), *DOTENV]
-    sources = Sources(extra, given["exclude_patterns"] or ())
+    sources = Sources(given["extra_files"] or (), given["exclude_patterns"] or ())
     sources.begin()
-    if not _is_first():
-        # What applications ask that do something in the process alone that serves.
-        os.environ["WERKZEUG_RUN_MAIN"] = "true"
     return sources
 
 
@@ -147,19 +117,6 @@ def _load(info: ScriptInfo, is_developed: bool) -> Flask:
         raise SystemExit(1) from None
 
 
-def _development(app: Flask, sources: Sources | None, host: str | None) -> Development | None:
-    """:param host: where the debugger is to be reached; None: there is none."""
-    if sources is None and host is None:
-        return None
-    from .development import Development
-
-    development = Development(app, sources, host)
-    if _is_first():
-        for line in development.banner():
-            click.echo(line)
-    return development
-
-
 # The server.
 
 
@@ -176,76 +133,41 @@ def _address(host: str, port: int) -> str:
         raise click.UsageError(f"--host: {error}") from None
 
 
-def _make_server(
-    app: Flask, address: str | None, flags: dict[str, t.Any], cert: Certificate
-) -> GracefulServer:
-    """
-    :param address: None: as the configuration says, or the default.
-    :raises ValueError, TypeError: a setting is wrong.
-    """
+def _make_server(app: Flask, options: dict[str, t.Any], certificate: Certificate) -> GracefulServer:
     from .appstate import make_server
 
-    options = dict(flags)
-    if address is not None:
-        options["bind"] = address
-    if isinstance(cert, tuple):
-        options["certfile"], options["keyfile"] = cert
-        return make_server(app, options)
-    if cert is None:
-        return make_server(app, options)
-    if cert == "adhoc":
-        from werkzeug.serving import generate_adhoc_ssl_context
-
-        cert = generate_adhoc_ssl_context()
-    return make_server(app, options, ssl_context=cert)
+    try:
+        return make_server(app, options, certificate)
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _serve(
     app: Flask,
-    address: str | None,
-    flags: dict[str, t.Any],
-    cert: Certificate,
-    development: Development | None,
+    options: dict[str, t.Any],
+    certificate: Certificate,
+    sources: Sources | None,
+    has_debugger: bool,
 ) -> None:
     """Serve until a signal ends it."""
-    from .control import ControlError
-    from .listeners import ListenError
-    from .pidfile import PidFileError
+    from .doors import START_ERRORS, show_log
     from .restart import serve
     from .server import ServerClosed
-    from .tls import CertificateFileError
 
+    show_log()
     try:
-        server = _make_server(app, address, flags, cert)
-    except (TypeError, ValueError) as error:
-        raise click.UsageError(str(error)) from None
-    looking: t.Any = contextlib.nullcontext()
-    if development is not None:
-        server.app = development.wsgi
-        looking = development.looking_after(server)
-    try:
-        if server.settings.workers and _is_first():
-            _check_free(server)
-        with looking:
+        server = _make_server(app, options, certificate)
+        if sources is None and not has_debugger:
             serve(server)
+            return
+        from .development import Development
+
+        Development(app, server, sources, has_debugger).serve()
     except ServerClosed:
         # Told to stop before it began.
         pass
-    except (ListenError, PidFileError, ControlError, CertificateFileError) as error:
+    except START_ERRORS as error:
         raise click.ClickException(str(error)) from None
-
-
-def _check_free(server: GracefulServer) -> None:
-    """Whoever is to be the supervisor binds nothing before its first worker asks; what is wrong
-    with an address is to be said here, in one line.
-
-    :raises ListenError: it can't be bound.
-    """
-    from .listeners import listen
-
-    for address in server.addresses:
-        if not address.text.startswith("systemd:"):
-            listen(address, 0).close()
 
 
 # The flags.

@@ -37,7 +37,7 @@ class Inheritance:
         # Does the old process act on signals?
         self.signals = True
         # For a worker: what its supervisor says of it. `parent` is that one then.
-        self.worker: dict[str, int] | None = None
+        self.worker: dict[str, t.Any] | None = None
         # How many processes have served before this one, and this one.
         self.generation = 1
         # The restarts so far, as the old process has noted them.

@@ -6,7 +6,8 @@ Strategy: the old code answers as it did. Whoever looks at a page of it in a bro
 notice in a corner, the traceback in it, and the page loads itself anew when there is newer code.
 
 Rules: only a page that a browser is to show is touched: what scripts and programs ask for is as
-the application made it. A page with a notice is not to be kept, since the next one has none.
+the application made it. A page with a notice is not to be kept, since the next one has none, and
+goes without the application's Content-Security-Policy, which would not let the notice be.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ background:#2b1416;color:#ffe3e3;border-top:3px solid #e5484d;font:14px/1.5 syst
 white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,monospace">%s</pre>
 </details>%s</div>
 """
+# What does not hold for a page with the notice.
+_LEFT_OUT = (
+    "cache-control",
+    "content-security-policy",
+    "etag",
+    "expires",
+    "last-modified",
+)
 # It stays as it is while the server is not there.
 _SCRIPT = """<script>setInterval(() => fetch("/__graceful__/failure").then(
 answer => { if (answer.status == 404) location.reload() }).catch(() => {}), 1000)</script>"""
@@ -136,6 +145,6 @@ def _with(headers: Headers, more: int) -> Headers:
     for name, value in headers:
         if name.lower() == "content-length":
             changed.append((name, str(int(value) + more)))
-        elif name.lower() not in ("etag", "last-modified", "cache-control", "expires"):
+        elif name.lower() not in _LEFT_OUT:
             changed.append((name, value))
     return changed

@@ -64,7 +64,7 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
     if status:
         reason = lines[-1] if lines else f"exit status {status}"
         raise RuntimeError(f"workers: {reexec.MODULE} can't be run here: {reason}")
-    environ = reexec.first_environment()
+    environ = {**reexec.first_environment(), **servers[0].worker_environment}
     for name in (*NAMES, VARIABLE):
         environ.pop(name, None)
     inherited = take_inheritance()

@@ -63,6 +63,8 @@ class GracefulServer(ReliefServer, HookPoints):
     # What its addresses are served with; None: plain HTTP.
     _serves_with: Credentials | None = None
     _listeners: t.Sequence[Listener] = ()
+    # Variables that workers find in their environment besides.
+    worker_environment: t.Mapping[str, str] = {}
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ class Worker(Child):
         # What it printed last before it failed to boot.
         self.last_lines: list[str] = []
         data = {
-            "worker": {"generation": generation, "slot": slot},
+            "worker": {"generation": generation, "slot": slot, "begun": time.time()},
             "listeners": [],
             "files": [shares.NAME],
             "signals": True,
