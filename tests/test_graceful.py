@@ -113,6 +113,25 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     one.wait_for(f"^{one.pid} shutdown_initiated hook failed$")
 
 
+def test_H3_work_that_a_hook_begins_is_waited_for_where_nothing_else_is(hosted: Host) -> None:
+    server = hosted(hello).server
+    ended: list[str] = []
+
+    def work() -> None:
+        time.sleep(0.05)
+        ended.append("work")
+
+    @server.shutdown_initiated
+    def begin() -> None:
+        # The last listener goes meanwhile.
+        wait_until(lambda: not server._acceptors, "no listener")
+        server.spawn(work)
+
+    server.after_shutdown(lambda: ended.append("life"))
+    server.stop(wait=True)
+    assert ended == ["work", "life"]
+
+
 def test_H3_a_successor_asks_nobody(program: Program) -> None:
     more = "server.before_shutdown(lambda: False)\n"
     one = program.start(one_server(more, idle_grace=0))
