@@ -103,7 +103,8 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     more = (
         "server.before_shutdown(lambda: None)\n"
         "server.before_shutdown(lambda: 1 / 0)\n"
-        "server.shutdown_initiated(lambda: 1 / 0)\n"
+        "server.shutdown_initiated(lambda: sys.exit(3))\n"
+        "server.after_shutdown(lambda: sys.exit(3))\n"
     )
     one = program.start(one_server(more, idle_grace=0))
     one.wait_for("Serving")
@@ -111,6 +112,7 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     assert one.process.wait(20) == 0
     one.wait_for(f"^{one.pid} before_shutdown hook failed$")
     one.wait_for(f"^{one.pid} shutdown_initiated hook failed$")
+    one.wait_for(f"^{one.pid} after_shutdown hook failed$")
 
 
 def test_H3_work_that_a_hook_begins_is_waited_for_where_nothing_else_is(hosted: Host) -> None:
