@@ -25,6 +25,7 @@ from flask import Flask, Response
 from flask_graceful import Graceful, GracefulServer, Server, settings
 from flask_graceful.appstate import default_address, make_server, state_of
 from flask_graceful.configuration import markdown_rows
+from flask_graceful.statuspage import create_blueprint
 from load import KeptLoad, Load
 from program import Hosted
 from service import check_nothing_lost
@@ -670,6 +671,15 @@ def test_the_extension_keeps_no_app() -> None:
     del app
     gc.collect()
     assert gone() is None
+
+
+def test_an_app_that_can_not_have_the_extension_is_left_as_it_was(app: Flask) -> None:
+    app.register_blueprint(create_blueprint())
+    graceful = Graceful(livez=True, status_page=True)
+    with pytest.raises(ValueError, match="already registered"):
+        graceful.init_app(app)
+    assert app.test_client().get("/livez").status_code == 404
+    assert "graceful" not in app.extensions
 
 
 def test_the_nearest_word_counts(app: Flask) -> None:

@@ -45,6 +45,8 @@ from .statuspage import create_blueprint
 from .tls import CertificateFileError
 
 if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
     from .development import Development
 
 T = t.TypeVar("T")
@@ -106,14 +108,16 @@ class Graceful:
             pages[options.readyz] = partial(
                 health.readyz, ready_during_delay=options.readyz_during_delay
             )
+        wsgi: WSGIApplication = app.wsgi_app
         if options.metrics:
-            app.wsgi_app = metrics.Measured(app.wsgi_app)  # type: ignore[method-assign]
+            wsgi = metrics.Measured(wsgi)
             pages[options.metrics] = metrics.page
             state.has_metrics = True
-        if pages:
-            app.wsgi_app = health.Pages(app.wsgi_app, pages)  # type: ignore[method-assign]
+        # First what may fail: the app is left as it was then.
         if options.status_page:
             app.register_blueprint(create_blueprint(options.status_token))
+        if pages:
+            app.wsgi_app = health.Pages(wsgi, pages)  # type: ignore[method-assign]
         app.extensions[NAME] = state
 
     # Serving.
