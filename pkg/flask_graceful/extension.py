@@ -119,6 +119,7 @@ class Graceful:
         if pages:
             app.wsgi_app = health.Pages(wsgi, pages)  # type: ignore[method-assign]
         app.extensions[NAME] = state
+        self._points.add_app(app)
 
     # Serving.
 
