@@ -22,6 +22,7 @@ from conftest import DEADLINE, ROOT, Client, Live, wait_until
 from flask import Flask, Response
 from flask_graceful import Graceful, GracefulServer, Server, settings
 from flask_graceful.appstate import default_address, make_server, state_of
+from flask_graceful.statuspage import create_blueprint
 from load import KeptLoad, Load
 from program import Hosted
 from service import check_nothing_lost
@@ -186,7 +187,8 @@ graceful.on_shutdown(note("on_shutdown"))
 
 def listen(signal, what):
     def receive(sender, **more):
-        say(os.getpid(), what, sender is app and current_app.name, *more.values())
+        is_current = sender is current_app._get_current_object()
+        say(os.getpid(), what, is_current and current_app.name, *more.values())
     signal.connect(receive, weak=False)
 
 listen(serving_started, "serving_started")
@@ -198,9 +200,9 @@ BEGUN = ["before_begin", "serving_started"]
 ENDED = ["on_draining", "draining_started", "on_shutdown", "shutdown_finished"]
 
 
-def hooks_of(one: Live, pid: int) -> list[str]:
+def hooks_of(one: Live, pid: int, app: str = "hello") -> list[str]:
     """What was called, in its order, each within the context of the app."""
-    return re.findall(rf"^{pid} (\w+) hello\b", one.log, re.MULTILINE)
+    return re.findall(rf"^{pid} (\w+) {app}\b", one.log, re.MULTILINE)
 
 
 def test_hooks_and_signals_run_in_their_order_and_inside_the_apps_context(hello: Hello) -> None:
@@ -225,13 +227,55 @@ def test_hooks_of_workers(hello: Hello) -> None:
     assert hooks_of(hello.one, int(first)) == [*BEGUN, *restarted, *ENDED]
 
 
+MOUNTED = (
+    HOOKS
+    + """
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+two = Flask("two")
+graceful.init_app(two)
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/two": two})
+
+def work():
+    slow()
+    say(os.getpid(), "worked", current_app.name)
+
+@graceful.before_begin
+def begin(addr):
+    if current_app.name == "two":
+        graceful.spawn(work)
+"""
+)
+
+
+def test_an_app_that_is_mounted_in_another_has_its_hooks_and_its_work_is_waited_for(
+    hello: Hello,
+) -> None:
+    hello.start(MOUNTED, "graceful.run(app, port=0, idle_grace=0)")
+    first = hello.pid()
+    hello.signal(signal.SIGHUP)
+    for name in ("hello", "two"):
+        hello.one.wait_for(f"^{first} draining_started {name}$")
+    assert hooks_of(hello.one, first)[-1] == hooks_of(hello.one, first, "two")[-1] == ENDED[1]
+    (hello.directory / "go").touch()
+    hello.one.wait_for(rf"^{first} goes on after run\(\)")
+    asked = [("before_restart", "hello"), ("before_restart", "two")]
+    told = [("restart_started", "hello"), ("restart_started", "two")]
+    restarted = re.findall(rf"^{first} (\w*restart\w*) (\w+)", hello.one.log, re.MULTILINE)
+    assert restarted == asked + told
+    words = [*BEGUN, "before_restart", "restart_started", *ENDED]
+    assert hooks_of(hello.one, first) == words
+    words.insert(-2, "worked")
+    assert hooks_of(hello.one, first, "two") == words
+
+
 REFUSES = """
 graceful = Graceful(app)
 
 @graceful.before_restart
 def check():
     if not os.path.exists("may"):
-        raise RuntimeError("not before the file is there")
+        sys.exit("not before the file is there")
 """
 
 
@@ -260,6 +304,8 @@ def slow_hook():
 @graceful.on_draining
 def broken():
     raise ValueError("as asked for")
+
+graceful.on_shutdown(sys.exit)
 
 @graceful.on_shutdown
 def on_shutdown():
@@ -645,6 +691,34 @@ def test_in_the_apps_context_it_is_the_server_of_this_process(running: Start, ap
             assert one.server.tracked == 1
 
 
+def test_a_receiver_that_fails_takes_no_other_with_it(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever is called first. Before serving begins, it forbids that."""
+    called: list[str] = []
+
+    def raises(sender: Flask, **more: t.Any) -> None:
+        called.append("raises")
+        raise ValueError("as asked for")
+
+    def exits(sender: Flask, **more: t.Any) -> None:
+        called.append("exits")
+        sys.exit(3)
+
+    for signal_ in (flask_graceful.serving_started, flask_graceful.shutdown_finished):
+        signal_.connect(raises, app)
+        signal_.connect(exits, app)
+    Graceful(app)
+    server = make_server(app, {"bind": ":0"})
+    server._hooks.run_after_shutdown()
+    assert sorted(called) == ["exits", "raises"]
+    assert [one.levelname for one in caplog.records] == ["ERROR"] * 2
+    called.clear()
+    with pytest.raises((ValueError, SystemExit)):
+        server._hooks.before_begin[0]("here")
+    assert len(called) == 1
+
+
 # Applications and extensions.
 
 
@@ -663,8 +737,9 @@ def test_several_apps_share_an_extension_and_each_has_its_configuration() -> Non
 
         called.append(f"{current_app.name} {addr}")
 
-    for app, path, time in zip(apps, ("/alive", "/livez"), (6, 4), strict=True):
-        server = make_server(app, {"bind": ":0"})
+    servers = [make_server(app, {"bind": ":0"}) for app in apps]
+    rows = zip(apps, servers, ("/alive", "/livez"), (6, 4), strict=True)
+    for app, server, path, time in rows:
         assert (server.settings.threads, server.settings.hammer_time) == (7, time)
         assert state_of(app).server is server
         for hook in server._hooks.before_begin:
@@ -683,10 +758,22 @@ def test_the_extension_keeps_no_app() -> None:
     graceful = Graceful()
     app = Flask("short-lived")
     graceful.init_app(app)
+    server = make_server(app, {"bind": ":0"})
     gone = weakref.ref(app)
-    del app
+    del app, server
     gc.collect()
     assert gone() is None
+    assert graceful._points.apps == []
+
+
+def test_an_app_that_can_not_have_the_extension_is_left_as_it_was(app: Flask) -> None:
+    app.register_blueprint(create_blueprint())
+    graceful = Graceful(livez=True, status_page=True)
+    with pytest.raises(ValueError, match="already registered"):
+        graceful.init_app(app)
+    assert app.test_client().get("/livez").status_code == 404
+    assert "graceful" not in app.extensions
+    assert graceful._points.apps == []
 
 
 def test_the_nearest_word_counts(app: Flask) -> None:

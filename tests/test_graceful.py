@@ -103,7 +103,8 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     more = (
         "server.before_shutdown(lambda: None)\n"
         "server.before_shutdown(lambda: 1 / 0)\n"
-        "server.shutdown_initiated(lambda: 1 / 0)\n"
+        "server.shutdown_initiated(lambda: sys.exit(3))\n"
+        "server.after_shutdown(lambda: sys.exit(3))\n"
     )
     one = program.start(one_server(more, idle_grace=0))
     one.wait_for("Serving")
@@ -111,6 +112,26 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     assert one.process.wait(20) == 0
     one.wait_for(f"^{one.pid} before_shutdown hook <lambda> failed$")
     one.wait_for(f"^{one.pid} shutdown_initiated hook <lambda> failed$")
+    one.wait_for(f"^{one.pid} after_shutdown hook ")
+
+
+def test_H3_work_that_a_hook_begins_is_waited_for_where_nothing_else_is(hosted: Host) -> None:
+    server = hosted(hello).server
+    ended: list[str] = []
+
+    def work() -> None:
+        time.sleep(0.05)
+        ended.append("work")
+
+    @server.shutdown_initiated
+    def begin() -> None:
+        # The last listener goes meanwhile.
+        wait_until(lambda: not server._acceptors, "no listener")
+        server.spawn(work)
+
+    server.after_shutdown(lambda: ended.append("life"))
+    server.stop(wait=True)
+    assert ended == ["work", "life"]
 
 
 def test_H3_a_successor_asks_nobody(program: Program) -> None:

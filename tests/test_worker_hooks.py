@@ -115,6 +115,31 @@ def test_stop_does_not_wait_for_a_worker_that_gives_no_answer(service: Service) 
     service.check_over()
 
 
+def test_a_worker_that_dies_of_a_hook_is_the_only_one_that_is_asked(service: Service) -> None:
+    """Nothing is reloaded then; a stop goes on."""
+    service.start(
+        """
+def ask():
+    say(os.getpid(), "is asked")
+    os._exit(1)
+
+server.before_restart(ask)
+server.before_shutdown(ask)
+""",
+        idle_grace=0,
+    )
+    asked, other = service.workers()
+    service.signal(signal.SIGHUP)
+    why = "the worker that was asked whether a hook refuses gives no answer"
+    service.one.wait_for(f"^{service.pid} Reload failed: {why}; nothing has changed")
+    assert service.ask() == other
+    service.one.wait_for(f"Worker {asked} exited with status 1 .* another one is started now")
+    service.signal(signal.SIGTERM)
+    service.check_over()
+    assert re.findall(r"^(\d+) is asked$", service.one.log, re.M) == [str(asked), str(other)]
+    assert service.generations() == 1
+
+
 def test_hooks_of_signals_run_in_each_worker(service: Service) -> None:
     service.start(
         """

@@ -3,9 +3,13 @@
 Owns the way from an application to a server of it: its configuration, and the server's hooks that
 call the application's.
 
+Strategy: one application is served, and others of the same extension may be mounted in it, which no
+server knows. So the server of the first calls the hooks for these too, and is theirs.
+
 Rules: hooks and signals run inside the application's context. What runs before the act it belongs
 to may forbid it, by an exception; what runs afterwards fails alone, with a line in the log. The
-state knows its options and its server, never the application: that is named with each call.
+state knows its options and its server, never the application: that is named with each call. The
+extension knows its applications and the server as long as others keep them.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from __future__ import annotations
 import logging
 import os
 import typing as t
+import weakref
+from functools import partial
 
 from blinker import Namespace
 from flask import Flask
@@ -20,6 +26,7 @@ from werkzeug.serving import generate_adhoc_ssl_context
 
 from . import metrics
 from .configuration import Configuration, configuration
+from .hooks import FAILURES
 from .inheritance import inheritance
 from .restart import GracefulServer
 from .settings import function_name
@@ -50,7 +57,8 @@ AddressHook = t.Callable[[str], object]
 
 
 class Points:
-    """The hooks of an extension, at points of a process's life. For all its applications."""
+    """The hooks of an extension, at points of a process's life, and the applications that they are
+    for."""
 
     def __init__(self) -> None:
         self.before_begin: list[AddressHook] = []
@@ -59,6 +67,25 @@ class Points:
         self.on_shutdown: list[Hook] = []
         # Once a server has been told of them, another one would never be called.
         self.is_closed = False
+        self._apps: list[weakref.ref[Flask]] = []
+        self._server: weakref.ref[GracefulServer] | None = None
+
+    @property
+    def apps(self) -> list[Flask]:
+        """In the order in which they were initialised."""
+        return [app for one in tuple(self._apps) if (app := one()) is not None]
+
+    def add_app(self, app: Flask) -> None:
+        self._apps.append(weakref.ref(app, self._apps.remove))
+
+    @property
+    def server(self) -> GracefulServer | None:
+        """The last that has been told of the hooks."""
+        return None if self._server is None else self._server()
+
+    @server.setter
+    def server(self, server: GracefulServer) -> None:
+        self._server = weakref.ref(server)
 
 
 class AppState:
@@ -67,8 +94,9 @@ class AppState:
     :param given: options, as `Graceful` has them.
     """
 
-    server: GracefulServer | None = None
     has_metrics = False
+    # Of the application itself, where it is served and not only mounted in one that is.
+    _own_server: GracefulServer | None = None
 
     def __init__(self, points: Points, given: t.Mapping[str, t.Any]) -> None:
         self._points = points
@@ -78,44 +106,62 @@ class AppState:
         """What counts for this application; `more` comes first."""
         return configuration(app.config, self._given, more)
 
+    @property
+    def server(self) -> GracefulServer | None:
+        """The server of this process; None: another one."""
+        return self._own_server or self._points.server
+
     def attach(self, server: GracefulServer, app: Flask) -> None:
-        """Have a server that is not served yet call the application's hooks."""
+        """Have a server that is not served yet call the hooks, for the application and for those
+        that are mounted in it."""
         points = self._points
         points.is_closed = True
-        self.server = server
+        self._own_server = points.server = server
         if points.before_begin or serving_started.receivers:
             server.before_begin(lambda addr: self._before_begin(app, addr))
         if points.before_restart or restart_started.receivers:
             server.before_restart(lambda: self._before_restart(app))
         server.shutdown_initiated(lambda: self._on_draining(server, app))
         server.after_shutdown(lambda: self._on_shutdown(app))
-        if self.has_metrics:
+        if any(state_of(one).has_metrics for one in self._with_mounted(app)):
             metrics.forget_the_dead()
             server.after_shutdown(lambda: metrics.forget(os.getpid()))
             if server.settings.workers and inheritance().worker is None:
                 # Its pid is to be the supervisor's, which lives on and measures nothing.
                 metrics.forget(os.getpid())
 
+    def _with_mounted(self, app: Flask) -> list[Flask]:
+        """The application, and those that no server has, so that they are mounted in it."""
+        apps = self._points.apps
+        return [one for one in apps if one is app or state_of(one)._own_server is None]
+
     def _before_begin(self, app: Flask, addr: str) -> None:
-        with app.app_context():
-            for func in self._points.before_begin:
-                func(addr)
-            serving_started.send(app, addr=addr)
+        for one in self._with_mounted(app):
+            with one.app_context():
+                for func in self._points.before_begin:
+                    func(addr)
+                for receiver in _receivers(serving_started, one):
+                    receiver(addr=addr)
 
     def _before_restart(self, app: Flask) -> None:
-        with app.app_context():
-            for func in self._points.before_restart:
-                func()
-        _tell(app, restart_started, (), "before_restart")
+        apps = self._with_mounted(app)
+        for one in apps:
+            with one.app_context():
+                for func in self._points.before_restart:
+                    func()
+        for one in apps:
+            _tell(one, restart_started, (), "before_restart")
 
     def _on_draining(self, server: GracefulServer, app: Flask) -> None:
         funcs = self._points.on_draining
         if funcs or draining_started.receivers:
-            # They may take their time: signals are heeded meanwhile, and the process waits.
-            server.spawn(_tell, app, draining_started, funcs, "on_draining")
+            for one in self._with_mounted(app):
+                # They may take their time: signals are heeded meanwhile, and the process waits.
+                server.spawn(_tell, one, draining_started, funcs, "on_draining")
 
     def _on_shutdown(self, app: Flask) -> None:
-        _tell(app, shutdown_finished, self._points.on_shutdown, "on_shutdown")
+        for one in self._with_mounted(app):
+            _tell(one, shutdown_finished, self._points.on_shutdown, "on_shutdown")
 
 
 def state_of(app: Flask) -> AppState:
@@ -185,15 +231,29 @@ def default_address(app: Flask, host: str | None = None, port: int | None = None
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _receivers(signal: NamedSignal, app: Flask) -> t.Iterator[t.Callable[..., object]]:
+    """What listens to a signal of the application: as `signal.send` would call it, but each for
+    itself."""
+
+    def receive(receiver: t.Callable[..., t.Any], **more: t.Any) -> object:
+        return app.ensure_sync(receiver)(app, **more)
+
+    if not signal.is_muted:
+        for receiver in signal.receivers_for(app):
+            yield partial(receive, receiver)
+
+
 def _tell(app: Flask, signal: NamedSignal, funcs: t.Iterable[Hook], what: str) -> None:
     """Call the functions and the receivers of the signal, whatever fails."""
     with app.app_context():
         for func in funcs:
-            try:
-                func()
-            except Exception:
-                log.exception("%d %s hook %s failed", os.getpid(), what, function_name(func))
-        try:
-            signal.send(app)
-        except Exception:
-            log.exception("%d a receiver of %r failed", os.getpid(), signal.name)
+            _call(func, f"{what} hook {function_name(func)} failed")
+        for receiver in _receivers(signal, app):
+            _call(receiver, f"a receiver of {signal.name!r} failed")
+
+
+def _call(func: Hook, failure: str) -> None:
+    try:
+        func()
+    except FAILURES:
+        log.exception("%d %s", os.getpid(), failure)

@@ -2,8 +2,9 @@
 
 Owns the question to a worker, until it is answered or can't be any more.
 
-Rules: one worker is asked for all, since all run the same code. Who does not answer in time neither
-agrees nor refuses; whoever has asked decides what that means.
+Rules: one worker is asked for all, since all run the same code. Who does not answer in time, or
+dies instead, neither agrees nor refuses; whoever has asked decides what that means. Nobody else is
+asked then: a hook that is the death of one worker would be that of all.
 """
 
 from __future__ import annotations
@@ -58,11 +59,8 @@ class Consent:
             self._end(data["reason"])
 
     def on_death(self, worker: Worker) -> None:
-        then = self._then
-        if worker is self._asked and then is not None:
-            # Another one runs the same code.
-            self.forget()
-            self.ask(then)
+        if worker is self._asked:
+            self._end(None)
 
     def forget(self) -> None:
         """The answer does not matter any more."""

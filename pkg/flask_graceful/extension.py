@@ -41,6 +41,9 @@ from .server import Server, ServerClosed
 from .settings import NO_FUNCTION, checked_function, checked_hook
 from .statuspage import create_blueprint
 
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
 T = t.TypeVar("T")
 AHook = t.TypeVar("AHook", bound=Hook)
 AnAddressHook = t.TypeVar("AnAddressHook", bound=AddressHook)
@@ -102,15 +105,18 @@ class Graceful:
             pages[options.readyz] = partial(
                 health.readyz, ready_during_delay=options.readyz_during_delay
             )
+        wsgi: WSGIApplication = app.wsgi_app
         if options.metrics:
-            app.wsgi_app = metrics.Measured(app.wsgi_app)  # type: ignore[method-assign]
+            wsgi = metrics.Measured(wsgi)
             pages[options.metrics] = metrics.page
             state.has_metrics = True
-        if pages:
-            app.wsgi_app = health.Pages(app.wsgi_app, pages)  # type: ignore[method-assign]
+        # First what may fail: the app is left as it was then.
         if options.status_page:
             app.register_blueprint(create_blueprint(options.status_token))
+        if pages:
+            app.wsgi_app = health.Pages(wsgi, pages)  # type: ignore[method-assign]
         app.extensions[NAME] = state
+        self._points.add_app(app)
 
     # Serving.
 

@@ -4,7 +4,8 @@ Owns the lists of them, the decorators that fill these, and what happens when on
 
 Rules: a hook that runs before the act it belongs to may forbid it, by an exception or, where it
 asks a question, by False. One that runs afterwards fails alone: a line in the log with the
-traceback, and everything goes on.
+traceback, and everything goes on. `sys.exit()` is an exception like others: the process has
+requests to serve, and ends when it is told to.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ SIGNALS = {
 
 Hook = t.Callable[[], object]
 BeforeBegin = t.Callable[[str], object]
+
+# How a function of the user fails.
+FAILURES = (Exception, SystemExit)
 
 # Signals that end the server, and can't mean anything else.
 _ENDS = {signal.SIGINT, signal.SIGTERM}
@@ -65,8 +69,12 @@ class Hooks:
         for func in self.before_restart:
             try:
                 func()
-            except Exception as error:
-                reason = f"refused by before_restart hook: {error}"
+            except FAILURES as error:
+                text = str(error)
+                if not text or text.isdigit():
+                    # An exit status, or nothing, says too little.
+                    text = repr(error)
+                reason = f"refused by before_restart hook: {text}"
                 log.error(
                     "%d Restart %s; this process goes on serving.",
                     os.getpid(), reason, exc_info=error,
@@ -164,6 +172,6 @@ def check_restart_signal(signum: int) -> None:
 def _call(func: Hook, what: str) -> object:
     try:
         return func()
-    except Exception:
+    except FAILURES:
         log.exception("%d %s hook %s failed", os.getpid(), what, function_name(func))
         return None

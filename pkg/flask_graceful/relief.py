@@ -51,8 +51,10 @@ class ReliefServer(Server):
     def lame_duck(self) -> None:
         """Begin to shut down: idle connections stay, and may send one more request."""
         self._is_last = True
-        self._begin_shutdown(drain_queues=True)
-        self._run_shutdown_hooks()
+        # It is not over before the hooks, which may have work begun that is waited for.
+        with self.track():
+            self._begin_shutdown(drain_queues=True)
+            self._run_shutdown_hooks()
 
     def _begin_shutdown(self, drain_queues: bool) -> None:
         if not self._is_last and self.has_old_process():
@@ -75,14 +77,15 @@ class ReliefServer(Server):
                 self.moving = frozenset(name for name in plain if listening.get(name))
             self.is_stopping = True
             self.keeps_alive = False
-        for acceptor in acceptors:
-            if acceptor.listener.requested in listening:
-                acceptor.rest()
-            else:
-                # Its address is given up.
-                acceptor.stop(drain_queue=True)
-        self.shutdown_event.set()
-        self._run_shutdown_hooks()
+        with self.track():
+            for acceptor in acceptors:
+                if acceptor.listener.requested in listening:
+                    acceptor.rest()
+                else:
+                    # Its address is given up.
+                    acceptor.stop(drain_queue=True)
+            self.shutdown_event.set()
+            self._run_shutdown_hooks()
         for connection in self.connections():
             if connection.origin in self.moving:
                 connection.retire()
