@@ -288,7 +288,9 @@ def test_before_restart_may_refuse(hello: Hello, workers: int) -> None:
     if workers:
         hello.one.wait_for("Generation 1 serves")
     hello.signal(signal.SIGHUP)
-    hello.one.wait_for("refused by before_restart hook: not before the file is there")
+    # Of a worker's answer the supervisor has heard when it says so itself.
+    what = "Reload failed:" if workers else "Restart"
+    hello.one.wait_for(f"{what} refused by before_restart hook: not before the file is there")
     with Client(hello.address) as client:
         assert client.get()[0] == 200
     (hello.directory / "may").touch()
