@@ -129,6 +129,9 @@ def one(version: str, python: str, bounds: str, tests: list[str], is_short: bool
     versions = ", ".join(f"{name} {environment.version(name)}" for name in TOLD)
     # An unfinished line of dots is of no use here.
     command = [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    if not is_short:
+        # As `make test` runs them; their times are of interest there.
+        command += ["-n", "2", "--dist", "loadfile", "-m", "not alone"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     result = (done.stdout.splitlines() or [done.stderr])[-1]
     if done.returncode:
