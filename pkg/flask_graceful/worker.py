@@ -70,6 +70,8 @@ class WorkerLife(Life):
         self._echo_timer = Timer(self._on_own_signals)
         # Who waits for the end of a reload.
         self._tellers: list[Tell] = []
+        # Has the supervisor said so?
+        self._accepts = False
         # Has this process asked for a stop?
         self._wants_stop = False
         # What the supervisor says, by the word for it.
@@ -140,6 +142,10 @@ class WorkerLife(Life):
         self._say({"ready": self._listening()})
         self._loop.watch_channel(channel, self._listen)
         self._listen()
+
+    def _start_accepting(self) -> None:
+        self._accepts = True
+        super()._start_accepting()
 
     def _log_end(self) -> None:
         """The listeners are the supervisor's, and so is the word about them."""
@@ -312,7 +318,8 @@ class WorkerLife(Life):
         self._say({"stop": None, "is_again": False})
 
     def forget_parent(self) -> None:
-        if not self._predecessor.is_there:
+        # Before it accepts it does not know of all of them: the first may be gone by then.
+        if self._accepts and not self._predecessor.is_there:
             super().forget_parent()
 
     def _clean_up(self) -> None:
