@@ -168,8 +168,10 @@ class Client:
         self.sock.sendall(data)
         return self
 
-    def get(self, path: str = "/", headers: str = "") -> tuple[int, dict[str, str], bytes]:
-        self.send(f"GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n".encode())
+    def get(
+        self, path: str = "/", headers: str = "", host: str = "a"
+    ) -> tuple[int, dict[str, str], bytes]:
+        self.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode())
         return self.response()
 
     def response(self, head_only: bool = False) -> tuple[int, dict[str, str], bytes]:

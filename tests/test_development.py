@@ -337,11 +337,10 @@ def test_the_debugger_is_for_the_address_that_is_configured(
     pin = one.wait_for(r"Debugger PIN: ([\d-]+)")[1]
     with Client(("127.0.0.2", port)) as client:
         # Flask before 3.1 serves no other host than SERVER_NAME.
-        ask = "Host: 127.0.0.2:0\r\n\r\n"
-        page = client.send(f"GET /boom HTTP/1.1\r\n{ask}".encode()).response()[2].decode()
+        page = client.get("/boom", host="127.0.0.2:0")[2].decode()
         secret = re.findall(r'SECRET = "(\w+)"', page)[0]
         where = f"/boom?__debugger__=yes&s={secret}&cmd=pinauth&pin={pin}"
-        code, _, body = client.send(f"GET {where} HTTP/1.1\r\n{ask}".encode()).response()
+        code, _, body = client.get(where, host="127.0.0.2")
     assert (code, json.loads(body)["auth"]) == (200, True)
 
 
