@@ -322,25 +322,24 @@ def test_the_debugger_shows_and_evaluates_in_any_thread(hello: FlaskApp) -> None
 
 
 @pytest.mark.parametrize("command, run", DOORS, ids=["command", "program"])
-@pytest.mark.parametrize(
-    "setting", ["SERVER_NAME='127.0.0.2:0'", "GRACEFUL_BIND='127.0.0.2:0'"], ids=["name", "bind"]
-)
+@pytest.mark.parametrize("key", ["SERVER_NAME", "GRACEFUL_BIND"])
 def test_the_debugger_is_for_the_address_that_is_configured(
-    hello: FlaskApp, command: tuple[str, ...], run: str, setting: str
+    hello: FlaskApp, command: tuple[str, ...], run: str, key: str
 ) -> None:
+    (address,) = free_addresses(1)
+    host, port = pair(address)
     hello.write(
         more="app.add_url_rule('/boom', view_func=lambda: 1 / 0, endpoint='boom')\n"
-        f"app.config.update({setting})" + run.replace("port=0, ", "")
+        f"app.config[{key!r}] = {address!r}" + run.replace("port=0, ", "")
     )
     one = hello.begin(*(["--debug"] if command == COMMAND else []), command=command)
-    port = int(one.wait_for(r" on (?:http://)?127\.0\.0\.2:(\d+)")[1])
+    one.wait_for(f" on (?:http://)?{re.escape(address)}")
     pin = one.wait_for(r"Debugger PIN: ([\d-]+)")[1]
-    with Client(("127.0.0.2", port)) as client:
-        # Flask before 3.1 serves no other host than SERVER_NAME.
-        page = client.get("/boom", host="127.0.0.2:0")[2].decode()
+    with Client((host, port)) as client:
+        page = client.get("/boom", host=address)[2].decode()
         secret = re.findall(r'SECRET = "(\w+)"', page)[0]
         where = f"/boom?__debugger__=yes&s={secret}&cmd=pinauth&pin={pin}"
-        code, _, body = client.get(where, host="127.0.0.2")
+        code, _, body = client.get(where, host=address)
     assert (code, json.loads(body)["auth"]) == (200, True)
 
 
