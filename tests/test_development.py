@@ -23,6 +23,7 @@ from flaskapp import hello as hello
 from load import KeptLoad, Load
 from program import Program, is_gone, one_server, serving_pids
 from service import check_nothing_lost, session
+from test_proxies import free_addresses, pair
 
 BROWSER = "Accept: text/html,*/*;q=0.8\r\nSec-Fetch-Dest: document\r\n"
 SYNTAX = "def broken(:"
