@@ -36,6 +36,16 @@ def wait_until(condition: t.Callable[[], t.Any], what: str, seconds: float = DEA
         time.sleep(0.005)
 
 
+def suspend(pid: int) -> None:
+    """Have a process hang. It does nothing any more when this returns."""
+    os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        wait_until(
+            lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "a process that hangs"
+        )
+
+
 class Live:
     """A server program in a process of its own, its successors included, and its log."""
 

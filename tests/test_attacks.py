@@ -13,7 +13,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, Running, ready, wait_until
+from conftest import Client, Live, Running, ready, suspend, wait_until
 from flask_graceful.ask import Caller
 from program import children
 from service import Service, is_refused, pid_from
@@ -85,7 +85,7 @@ def test_a_stop_that_is_being_considered_is_not_forgotten(
 def test_who_hangs_gains_no_time_by_more_signals(service: Service) -> None:
     """A worker that does not listen is killed 5 s after the first signal that is to hurry it."""
     service.start()
-    os.kill(service.workers()[0], signal.SIGSTOP)
+    suspend(service.workers()[0])
     service.signal(signal.SIGTERM)
     began = time.monotonic()
     while service.one.process.poll() is None and time.monotonic() < began + 15:
@@ -102,7 +102,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(service: Service) -> None
     service.start(WAIT + hook, workers=3)
     # The first one is asked.
     hanging = service.workers()[-1]
-    os.kill(hanging, signal.SIGSTOP)
+    suspend(hanging)
     service.signal(signal.SIGTERM)
     service.one.wait_for("considers")
     service.signal(signal.SIGQUIT)
@@ -152,7 +152,7 @@ def test_a_worker_that_hangs_holds_up_no_reload(service: Service, rolling: bool)
     its program was replaced meanwhile."""
     service.start(rolling=rolling, hammer_time=1)
     hanging = service.workers()[0]
-    os.kill(hanging, signal.SIGSTOP)
+    suspend(hanging)
     service.signal(signal.SIGHUP)
     if not rolling:
         service.workers(2)
@@ -189,7 +189,7 @@ def test_two_workers_that_ask_for_a_stop_are_in_no_hurry(service: Service) -> No
     service.start("pages['/stop'] = lambda text: str(server.stop())")
     with service.slow("done") as (slow, _):
         # Neither worker knows of the other one's wish: what they are told waits.
-        os.kill(service.pid, signal.SIGSTOP)
+        suspend(service.pid)
         asked: set[int] = set()
         while len(asked) < 2:
             with Client(service.address) as client:
@@ -208,7 +208,7 @@ def test_who_asks_is_answered_before_the_program_is_replaced(service: Service) -
     """With what is known then: one worker has not answered yet."""
     service.start(control_socket="ctl")
     hanging, other = service.workers()
-    os.kill(hanging, signal.SIGSTOP)
+    suspend(hanging)
     known = set(children(service.pid))
     service.signal(signal.SIGHUP)
     wait_until(lambda: set(children(service.pid)) - known, "the trial")

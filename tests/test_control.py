@@ -20,7 +20,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Client, Live, wait_until
+from conftest import ROOT, Client, Live, suspend, wait_until
 from flask_graceful import ask as asking
 from flask_graceful.commands import duration, safe, size
 from load import KeptLoad
@@ -497,7 +497,7 @@ def test_foreign_sockets_are_one_line(place: Place) -> None:
 def test_a_server_that_hangs_is_not_waited_for(place: Place) -> None:
     one = place.start()
     path = str(place.runtime / f"{one.pid}.sock")
-    os.kill(one.pid, signal.SIGSTOP)
+    suspend(one.pid)
     with asking.Caller(path, patience=0.3) as caller:
         with pytest.raises(asking.AskError) as raised:
             caller.ask("status")

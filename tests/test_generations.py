@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, suspend, wait_until
 from steady import Fresh, Program, Steady, generation, is_gone, pending, slow_request
 
 BOOT = "while not os.path.exists('boot'): time.sleep(0.01)"
@@ -200,7 +200,7 @@ def test_stop_of_the_successor_before_the_old_process_has_given_way(
         one.wait_for("^word is out")
         os.kill(new, signal.SIGTERM)
         if order == "heard at once":
-            os.kill(old, signal.SIGSTOP)
+            suspend(old)
         program.let_go("give-way")
         one.wait_for(rf"^{new} Serve\(\) returning")
         wait_until(lambda: is_gone(new), "the successor's end")

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, suspend, wait_until
 from flask_graceful.ask import Caller, find
 from flask_graceful.history import MOST_RESTARTS, History
 from flask_graceful.inquiry import ANSWER_TIME
@@ -113,7 +113,7 @@ def test_an_old_process_that_hangs_is_not_waited_for(
     held(one, "held")
     new = restart(one, old, 2)
     wait_until(lambda: len(tell(new)["workers"]) == 2, "both are there")
-    os.kill(old, signal.SIGSTOP)
+    suspend(old)
     try:
         began = time.monotonic()
         workers = tell(new)["workers"]
@@ -132,7 +132,7 @@ def test_an_old_process_that_dies_is_not_waited_for(
     (old,) = serving_pids(one, 1)
     held(one, "held")
     new = restart(one, old, 2)
-    os.kill(old, signal.SIGSTOP)
+    suspend(old)
     killer = threading.Timer(0.05, os.kill, (old, signal.SIGKILL))
     killer.start()
     began = time.monotonic()

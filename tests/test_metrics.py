@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, suspend, wait_until
 from flask_graceful.ask import is_alive
 from test_extension import Hello
 from test_extension import hello as hello  # a fixture
@@ -93,7 +93,7 @@ def test_whoever_asks_for_metrics_shuts_nobody_out(hello: Hello) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(hello.address)) for _ in range(40)]
         few = descriptors()
-        os.kill(hanging, signal.SIGSTOP)
+        suspend(hanging)
         try:
             for client in clients:
                 client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")

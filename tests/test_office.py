@@ -11,7 +11,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Live
+from conftest import Live, suspend
 from load import KeptLoad, Load
 from service import Service, check_nothing_lost
 from test_control import Answer, Place, end_of, read_until
@@ -195,7 +195,7 @@ def test_stop_shows_on_a_terminal_what_all_workers_wait_for(office: Office) -> N
 def test_a_worker_that_hangs_is_shown_as_far_as_others_can_see(office: Office) -> None:
     office.start()
     stopped, other = office.workers(1)
-    os.kill(stopped, signal.SIGSTOP)
+    suspend(stopped)
     try:
         workers = {one["pid"]: one for one in office.place.status()["workers"]}
         assert workers[stopped]["state"] == "serving"

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, suspend, wait_until
 from flask_graceful import shares
 from load import Load
 from program import Program, connect, is_gone, pid_from, serving_pids
@@ -266,7 +266,7 @@ def test_worker_that_was_stopped_holds_up_nobody(workers: t.Callable[..., Worker
     them = workers()
     them.start()
     first, second = (one.pid for one in them.processes)
-    os.kill(first, signal.SIGSTOP)
+    suspend(first)
     try:
         assert who_has(them.open(100, 0.0)) == {second: 100}
     finally:
@@ -295,7 +295,7 @@ def test_of_several_who_wait_for_a_stuck_one_the_one_with_the_fewest_goes_first(
 ) -> None:
     them = workers()
     them.start(3)
-    os.kill(them.processes[2].pid, signal.SIGSTOP)
+    suspend(them.processes[2].pid)
     try:
         them.open(60, 0.02)
         *others, stuck = them.numbers()
@@ -323,7 +323,7 @@ def test_nobody_waits_for_ever_whatever_the_workers_do(
         for turn in range(30):
             load.wait_count(load.count + 20)
             pid = them.processes[turn % 3].pid
-            os.kill(pid, signal.SIGSTOP)
+            suspend(pid)
             # All clients may be with the one that is stopped.
             until = time.monotonic() + 0.3
             enough = load.count + 8

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, suspend, wait_until
 from load import KeptLoad, Load
 from service import (
     Service,
@@ -366,7 +366,7 @@ def test_stop_ends_workers_that_are_stuck(service: Service) -> None:
     service.start(hammer_time=1)
     with service.slow("never") as (slow, busy):
         (other,) = set(service.workers()) - {busy}
-        os.kill(other, signal.SIGSTOP)
+        suspend(other)
         wait_until(lambda: is_stopped(other), "a stopped worker")
         service.signal(signal.SIGTERM)
         assert slow.rest() == b""

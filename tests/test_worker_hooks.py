@@ -3,14 +3,13 @@ from a request."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, suspend, wait_until
 from service import Service, pid_from, said_by
 
 # A page that asks for a restart in the way that it is told, and says how that has ended.
@@ -108,7 +107,7 @@ def test_stop_does_not_wait_for_a_worker_that_gives_no_answer(service: Service) 
     """It is stopped, in any sense. Another signal does not wait for it either."""
     service.start("server.before_shutdown(lambda: True)", idle_grace=0)
     for pid in service.workers():
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
     service.signal(signal.SIGTERM)
     service.one.wait_for("Received SIGTERM")
     service.signal(signal.SIGQUIT)

@@ -26,6 +26,8 @@ class MariaDB:
         self._process: subprocess.Popen[bytes] | None = None
         user = ["--user=root"] if os.geteuid() == 0 else []
         self._options = ["--no-defaults", f"--datadir={self.directory / 'data'}", *user]
+        # Two servers with one directory for temporary tables remove each other's.
+        self._environ = {**os.environ, "TMPDIR": str(self.directory)}
         assert INSTALLER
         subprocess.run(
             [
@@ -37,6 +39,7 @@ class MariaDB:
             check=True,
             capture_output=True,
             timeout=60,
+            env=self._environ,
         )
 
     def start(self) -> None:
@@ -48,6 +51,7 @@ class MariaDB:
                 [SERVER, *self._options, *network, pid_file, "--innodb-flush-log-at-trx-commit=0"],
                 stdout=log,
                 stderr=log,
+                env=self._environ,
             )
         deadline = time.monotonic() + 30
         while not self._answers():
