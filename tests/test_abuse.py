@@ -44,6 +44,8 @@ plain, tls = (socket.create_server(("127.0.0.1", 0), backlog=1000) for _ in rang
 threading.Thread(target=server.serve_tls, args=(tls, *sys.argv[1:3])).start()
 threading.Thread(target=server.serve, args=(plain,)).start()
 print("ports", plain.getsockname()[1], tls.getsockname()[1], flush=True)
+# Since Python 3.12 a program whose main thread has ended starts no other threads.
+threading.Event().wait()
 """
 
 

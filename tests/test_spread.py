@@ -43,10 +43,15 @@ memory, slot, options, *listeners = map(eval, sys.argv[1:])
 are_apart = options.pop("are_apart", False)
 shares = Shares(memory, slot)
 servers = [Server("", app, **options) for _ in listeners]
+threads = []
 for i, fd in enumerate(listeners):
     server = servers[i if are_apart else 0]
     server.shares = shares
-    threading.Thread(target=server.serve, args=(socket.socket(fileno=fd),)).start()
+    threads.append(threading.Thread(target=server.serve, args=(socket.socket(fileno=fd),)))
+    threads[-1].start()
+for thread in threads:
+    # Since Python 3.12 a program whose main thread has ended starts no others.
+    thread.join()
 """
 THREADS = 4
 # The busier one of two workers has at most so many times the connections of the other.
