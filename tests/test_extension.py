@@ -4,6 +4,7 @@ be."""
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
@@ -136,6 +137,8 @@ def test_one_changed_line_and_no_client_notices_a_restart(hello: Hello) -> None:
         third = hello.restart(3)
         kept.wait_served_by([third])
     check_nothing_lost(kept, fresh)
+    # The line that says where it serves is the extension's, and there is no second one.
+    assert "Serving HTTP on" not in hello.one.log
     # `run` returns, as `app.run` does.
     hello.stop(3)
     assert "Traceback" not in hello.one.log
@@ -294,6 +297,57 @@ def test_before_restart_may_refuse(hello: Hello, workers: int) -> None:
     hello.one.wait_for(BANNER, 2)
 
 
+def refuses() -> None:
+    raise RuntimeError("not now")
+
+
+def refuses_elsewhere() -> None:
+    refuses()
+
+
+def exits() -> None:
+    sys.exit("not now")
+
+
+def exits_with_status() -> None:
+    sys.exit(3)
+
+
+def is_misspelt() -> None:
+    os.path.exits("/run/busy")  # type: ignore[attr-defined]
+
+
+def misses_a_key() -> None:
+    print({}["busy"])
+
+
+def asks_others() -> None:
+    json.loads("")
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason", "is_meant"),
+    [
+        (refuses, "not now", True),
+        (refuses_elsewhere, "not now", True),
+        (exits, "not now", True),
+        (exits_with_status, "SystemExit(3)", True),
+        (is_misspelt, "AttributeError(\"module 'posixpath' has no attribute 'exits'", False),
+        (misses_a_key, "KeyError('busy')", False),
+        (asks_others, "JSONDecodeError('Expecting value", False),
+    ],
+)
+def test_a_hook_that_refuses_by_accident_has_its_traceback_and_no_other(
+    app: Flask, caplog: pytest.LogCaptureFixture, hook: t.Callable[[], None], reason: str,
+    is_meant: bool,
+) -> None:  # fmt: skip
+    Graceful(app).before_restart(hook)
+    server = make_server(app, {"bind": ":0"})
+    assert server.why_no_restart().startswith(f"refused by before_restart hook: {reason}")
+    (record,) = caplog.records
+    assert record.exc_info is None if is_meant else f"in {hook.__name__}" in caplog.text
+
+
 SLOW_HOOK = """
 graceful = Graceful(app)
 
@@ -411,11 +465,24 @@ def test_the_command_knows_the_extension(hello: Hello) -> None:
     hello.start(more, command=words)
     pid = hello.one.pid
     port = int(hello.one.wait_for(rf"^{pid} serving_started hello 127\.0\.0\.1:(\d+)$")[1])
+    # The hooks take nothing away.
+    hello.one.wait_for(rf"^{pid} Serving HTTP on 127\.0\.0\.1:{port}$")
     with Client(("127.0.0.1", port)) as client:
         assert client.get("/settings")[2].split() == b"[5,7.0,0.0]".split()
     os.kill(pid, signal.SIGTERM)
     assert hello.wait_over() == 0
     assert hooks_of(hello.one, pid) == [*BEGUN, *ENDED]
+
+
+def test_the_command_serves_a_module_that_would_serve_itself(hello: Hello) -> None:
+    text = "graceful = Graceful(app)\ngraceful.run(app, port=9)"
+    hello.start(text, command=("-m", "flask_graceful", "--bind", "127.0.0.1:0", "hello:app"))
+    port = int(hello.one.wait_for(r"^\d+ Serving HTTP on 127\.0\.0\.1:(\d+)$")[1])
+    assert "Ignoring a call to 'graceful.run()'" in hello.one.log
+    with Client(("127.0.0.1", port)) as client:
+        assert client.get()[0] == 200
+    os.kill(hello.one.pid, signal.SIGTERM)
+    assert hello.wait_over() == 0
 
 
 def test_the_command_names_a_wrong_certificate(hello: Hello) -> None:
@@ -426,12 +493,15 @@ def test_the_command_names_a_wrong_certificate(hello: Hello) -> None:
     assert line.startswith("flask_graceful: ") and "no.pem" in line
 
 
-def test_the_command_names_a_wrong_key(hello: Hello) -> None:
-    more = "Graceful(app)\napp.config['GRACEFUL_THREDS'] = 3"
-    hello.start(more, command=("-m", "flask_graceful", "hello:app"))
+@pytest.mark.parametrize("is_early", [False, True])
+def test_the_command_names_a_wrong_key(hello: Hello, is_early: bool) -> None:
+    """Whether the application's own code meets it, or the command."""
+    more = ["Graceful(app)", "app.config['GRACEFUL_THREDS'] = 3"]
+    more = more[:: -1 if is_early else 1]
+    hello.start("\n".join(more), command=("-m", "flask_graceful", "hello:app"))
     assert hello.wait_over() == 2
     line = "flask_graceful: unknown key 'GRACEFUL_THREDS' in app.config; "
-    hello.one.wait_for(re.escape(line + "did you mean 'GRACEFUL_THREADS'?") + "$")
+    assert hello.one.log == f"{line}did you mean 'GRACEFUL_THREADS'?\n"
 
 
 # Clients that stay: server-sent events and WebSockets.
@@ -504,7 +574,10 @@ class Echoes(threading.Thread):
     def run(self) -> None:
         # Not everybody who runs other tests has it.
         import simple_websocket
+        from wsproto.utilities import LocalProtocolError
 
+        # The latter two when its own thread has just seen the end.
+        ends = (simple_websocket.ConnectionClosed, OSError, LocalProtocolError)
         while not self.is_over.is_set():
             ws = simple_websocket.Client(self.url)
             try:
@@ -514,8 +587,9 @@ class Echoes(threading.Thread):
                     assert answer is not None and answer.endswith(" hi")
                     self.seen.append(answer.split()[0])
                 ws.close()
-            except simple_websocket.ConnectionClosed as error:
-                self.goodbyes.append((error.reason, error.message))
+            except ends:
+                wait_until(lambda ws=ws: not ws.connected, "the end of the WebSocket")
+                self.goodbyes.append((ws.close_reason, ws.close_message))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -903,7 +977,16 @@ def run(**options: t.Any) -> None:
         (RuntimeError, "`with app.app_context():`", lambda: Graceful().shutting_down),
         (RuntimeError, "'other' does not have the extension", in_a_request_of_another),
         (TypeError, "expected a Flask application, got 'web'", lambda: Graceful("web")),
-        (TypeError, "expected a Flask application", lambda: Graceful().run("web")),
+        (
+            TypeError,
+            "run(): expected a Flask application, got 'web'; the extension keeps none: graceful.ru",
+            lambda: Graceful().run("web"),
+        ),
+        (
+            TypeError,
+            "run(): expected a Flask application; the extension keeps none: graceful.run(app)",
+            lambda: Graceful(Flask("web")).run(port=8000),
+        ),
         (TypeError, "expected a function, got 7", lambda: Graceful().on_shutdown(7)),
         (
             TypeError,
@@ -990,6 +1073,12 @@ def run(**options: t.Any) -> None:
         (TypeError, "unknown option 'prot'; known: bind, ", lambda: run(prot=3)),
         (TypeError, "give either bind, or host and port", lambda: run(bind=":0", port=3)),
         (TypeError, "threaded is an option of Werkzeug's server; req", lambda: run(threaded=True)),
+        (TypeError, "; debug=True restarts when code changes", lambda: run(use_reloader=True)),
+        (ValueError, "port: expected 0 to 65535, got 99999", lambda: run(port=99999)),
+        (ValueError, "port: expected a whole number, got 'abc'", lambda: run(port="abc")),
+        (TypeError, "port: expected a whole number, got [1]", lambda: run(port=[1])),
+        (TypeError, "host: expected a text such as '127.0.0.1', got 8000", lambda: run(host=8000)),
+        (ValueError, "host: address '[a:5000': expected host:port", lambda: run(host="[a")),
         (TypeError, "ssl_context: expected an ssl.SSLContext", lambda: run(ssl_context="ad")),
         (ValueError, "leave out workers, or debug", lambda: run(debug=True, workers=3)),
         (ValueError, "keyfile is given without certfile", lambda: run(keyfile="key.pem")),

@@ -75,6 +75,17 @@ def test_the_way_to_the_app_may_be_in_a_file(hello: FlaskApp) -> None:
     assert hello.says("/release") == "one"
 
 
+@pytest.mark.parametrize("flags", [(), ("--workers", "1"), ("--debug",)], ids=str)
+def test_where_it_serves_is_said_whatever_hooks_there_are(
+    hello: FlaskApp, flags: tuple[str, ...]
+) -> None:
+    more = "import flask_graceful\nflask_graceful.Graceful(app).before_begin(lambda addr: None)"
+    hello.write(more=more)
+    # Waits for it.
+    hello.run(*flags)
+    assert hello.says("/release") == "one"
+
+
 def test_a_stop_is_status_0(hello: FlaskApp) -> None:
     one = hello.run()
     os.kill(one.pid, signal.SIGTERM)
@@ -195,10 +206,8 @@ def test_code_that_raises_keeps_its_traceback(hello: FlaskApp) -> None:
         1,
         "ZeroDivisionError: division by zero",
     )
-    # A developer is not shown the way there.
-    ended = hello.flask("--app", "hello", "graceful", "run", "--debug")
+    # The way there says nothing.
     first = f'  File "{hello.directory / "hello.py"}", line '
-    assert ended.returncode == 1
     assert ended.stderr.splitlines()[1].startswith(first), ended.stderr
 
 
@@ -259,6 +268,23 @@ def test_the_holder_of_an_address_is_named_by_what_it_runs(
             "",
             "Invalid value for '--key': \"--cert\" must also be specified.",
         ),
+        (
+            (),
+            "app.config['GRACEFUL_THREDS'] = 3\n"
+            "import flask_graceful\nflask_graceful.Graceful(app)",
+            "unknown key 'GRACEFUL_THREDS' in app.config; did you mean 'GRACEFUL_THREADS'?",
+        ),
+        (
+            ("--port", "99999"),
+            "",
+            "Invalid value for '--port' / '-p': 99999 is not in the range 0<=x<=65535.",
+        ),
+        (
+            ("--bind", ":8000"),
+            "",
+            "--bind is a flag of `python -m flask_graceful`; --host and --port say where, or "
+            "GRACEFUL_BIND in app.config, which may be several addresses",
+        ),
         (("--host", "a:b:c"), "", None),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -272,6 +298,14 @@ def test_what_is_wrong_is_one_line(
     assert len(errors(ended)) == 1 and "Traceback" not in ended.stderr, ended.stderr
     if error is not None:
         assert errors(ended) == [error]
+
+
+def test_a_variable_that_is_misspelt_is_named(hello: FlaskApp) -> None:
+    ended = hello.flask("--app", "hello", "graceful", "run", FLASK_GRACEFUL_RUN_THREDS="4")
+    assert ended.returncode == 2
+    assert errors(ended) == [
+        "unknown variable 'FLASK_GRACEFUL_RUN_THREDS'; did you mean 'FLASK_GRACEFUL_RUN_THREADS'?"
+    ]
 
 
 # The other commands.

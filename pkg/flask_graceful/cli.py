@@ -7,7 +7,8 @@ configuration counts where no flag says otherwise.
 
 Rules: this exits, where the server raises. What the user got wrong is one line on stderr and
 status 2; an address that can't be bound is one line and status 1; a stop by signal is status 0.
-An exception of the user's own code keeps its traceback, and is status 1 as Python has it.
+An exception of the user's own code keeps its traceback, from its first line there on, and is status
+1 as Python has it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import typing as t
 
 from . import commands, settings
-from .doors import START_ERRORS, show_log
+from .doors import START_ERRORS, is_misconfigured, print_failure, show_log
 from .listeners import parse_address, parse_addresses
 from .loader import FORMS, LoadError, load
 from .restart import GracefulServer
@@ -50,12 +51,19 @@ def main(arguments: t.Sequence[str] | None = None) -> t.NoReturn:
         command = commands.named_like(options.app)
         meant = f"; or is it the command {command!r}?" if command else ""
         parser.error(f"{error}{meant}")
+    except Exception as error:
+        if is_misconfigured(error):
+            parser.error(str(error))
+        print_failure(error)
+        sys.exit(FAILED)
     show_log()
     state = _extension_of(app)
     chosen = _chosen(options)
     if state is not None:
         chosen = _add_configured(parser, options, state, t.cast("Flask", app))
     server = GracefulServer(options.bind or DEFAULT_ADDRESS, app, **chosen)
+    # Hooks of the application say what it wants to, and who calls the command needs the pid.
+    server.always_logs_start = True
     try:
         if state is not None:
             state.attach(server, t.cast("Flask", app))
@@ -201,6 +209,8 @@ def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> t.NoReturn:
     if not flags:
         parser.error(f"one application can be served; {unknown[0]!r} is one more")
     flag = flags[0].partition("=")[0]
+    if flag in ("--host", "--port", "-p"):
+        parser.error(f"unknown flag {flag!r}; where to listen is said by --bind HOST:PORT")
     known = [*("--bind", "--certfile", "--keyfile"), *(row.flag for row in settings.rows())]
     close = difflib.get_close_matches(flag, known, 1)
     parser.error(

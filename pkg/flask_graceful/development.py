@@ -21,7 +21,6 @@ import os
 import re
 import threading
 import time
-import traceback
 import typing as t
 
 import click
@@ -55,16 +54,6 @@ MISSING = (
     " * watchfiles is not installed: changes are looked for once a second. "
     "pip install 'flask-graceful[dev]' has them noticed at once."
 )
-# Of modules that are on the way from the command to the user's code.
-_WAY = {
-    "_frozen_importlib",
-    "_frozen_importlib_external",
-    "click",
-    "flask",
-    "flask_graceful",
-    "importlib",
-    "runpy",
-}
 
 
 class Development:
@@ -237,17 +226,6 @@ def _without_token(environ: WSGIEnvironment) -> str:
     """A request's target as it may be logged: what opens the status page is nobody's business."""
     target = environ.get("RAW_URI") or environ.get("PATH_INFO", "")
     return re.sub("(?<=[?&]token=)[^&]+", "...", ascii(target)[1:-1])
-
-
-def print_failure(error: BaseException) -> None:
-    """The traceback of code that could not be loaded, from the user's first line on."""
-    trace = error.__traceback__
-    while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if name != "__main__" and name.partition(".")[0] not in _WAY:
-            break
-        trace = trace.tb_next
-    traceback.print_exception(type(error), error, trace)
 
 
 def _debugged(app: Flask, server: GracefulServer) -> DebuggedApplication:

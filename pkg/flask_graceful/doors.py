@@ -1,11 +1,12 @@
 """What the ways to serve an application have in common: `Graceful.run` and the two commands.
 
-Owns which errors are one line to the user, and that what the server says is seen.
+Owns which errors are one line to the user, how others look, and that what the server says is seen.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 
 from .control import ControlError
 from .listeners import ListenError
@@ -14,6 +15,35 @@ from .tls import CertificateFileError
 
 # What keeps a server from beginning, and is nobody's bug. Their message is one line.
 START_ERRORS = (ListenError, PidFileError, ControlError, CertificateFileError)
+
+# Of modules that are on the way from a command to the user's code.
+_WAY = {
+    "_frozen_importlib",
+    "_frozen_importlib_external",
+    "click",
+    "flask",
+    "flask_graceful",
+    "importlib",
+    "runpy",
+}
+
+
+def is_misconfigured(error: Exception) -> bool:
+    """Does the extension find the application's configuration wrong? Its message says all: the line
+    that has created the extension is not what is to be mended."""
+    names = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return f"{__package__}.configuration" in names
+
+
+def print_failure(error: Exception) -> None:
+    """The traceback of code that could not be loaded, from the user's first line on."""
+    trace = error.__traceback__
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if name != "__main__" and name.partition(".")[0] not in _WAY:
+            break
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
 
 
 def show_log() -> None:

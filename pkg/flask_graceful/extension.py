@@ -36,9 +36,11 @@ from .appstate import (
 from .configuration import check_options
 from .doors import START_ERRORS, show_log
 from .inheritance import inheritance
+from .listeners import parse_address
+from .loader import is_loading
 from .restart import GracefulServer, serve
 from .server import Server, ServerClosed
-from .settings import NO_FUNCTION, checked_function, checked_hook
+from .settings import MOST_PORT, NO_FUNCTION, checked_function, checked_hook
 from .statuspage import create_blueprint
 
 if t.TYPE_CHECKING:
@@ -48,18 +50,23 @@ T = t.TypeVar("T")
 AHook = t.TypeVar("AHook", bound=Hook)
 AnAddressHook = t.TypeVar("AnAddressHook", bound=AddressHook)
 
+_BY_COMMAND = "debug=True restarts when code changes, and `flask graceful run --debug` takes "
+_NOTICES = "debug=True notices changes at once, where watchfiles is installed"
 # What app.run() takes besides, and what is said here instead.
 _WERKZEUGS = {
     "threaded": "requests always run in threads; threads=N is the most of them",
     "processes": "workers=N serves with several processes",
-    "use_reloader": "debug=True is all there is",
-    "use_debugger": "debug=True is all there is",
-    "use_evalex": "debug=True is all there is",
-    "extra_files": "debug=True is all there is",
-    "exclude_patterns": "debug=True is all there is",
-    "reloader_interval": "debug=True is all there is",
-    "reloader_type": "debug=True is all there is",
+    "use_reloader": _BY_COMMAND + "--no-reload",
+    "use_debugger": "debug=True shows exceptions, and `flask graceful run --debug` takes "
+    "--no-debugger",
+    "use_evalex": "debug=True shows exceptions with a console, for who knows the PIN",
+    "extra_files": _BY_COMMAND + "--extra-files",
+    "exclude_patterns": _BY_COMMAND + "--exclude-patterns",
+    "reloader_interval": _NOTICES,
+    "reloader_type": _NOTICES,
 }
+# What `run` is given that gets no application.
+_NO_APP: t.Any = None
 
 
 class Graceful:
@@ -122,7 +129,7 @@ class Graceful:
 
     def run(
         self,
-        app: Flask,
+        app: Flask = _NO_APP,
         host: str | None = None,
         port: int | None = None,
         debug: bool | None = None,
@@ -132,11 +139,11 @@ class Graceful:
         """Serve an application until a signal ends it: what `app.run()` becomes.
 
         `kill -1` starts the program anew, and no client notices. As `app.run`, it does nothing
-        in a program that a `flask` command has imported.
+        in a program that a `flask` command has imported, or `python -m flask_graceful`.
 
         :param host: where to listen; by default `GRACEFUL_BIND`, then that of `SERVER_NAME`, then
             `127.0.0.1`. `unix:///path` is a Unix socket.
-        :param port: 5000 by default, or that of `SERVER_NAME`.
+        :param port: 5000 by default, or that of `SERVER_NAME`; 0: any free one.
         :param debug: sets `app.debug`. Then changed code is started while the old code serves,
             and Werkzeug's debugger shows exceptions, in a single worker; as `flask graceful run
             --debug` does.
@@ -150,13 +157,17 @@ class Graceful:
             or there are to be several workers and `debug`.
         """
         if not isinstance(app, Flask):
-            raise TypeError(f"run(): expected a Flask application, got {app!r}")
+            got = "" if app is _NO_APP else f", got {app!r}"
+            raise TypeError(
+                f"run(): expected a Flask application{got}; the extension keeps none: "
+                "graceful.run(app)"
+            )
         state_of(app)
         _check_place()
-        if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+        if is_loading() or os.environ.get("FLASK_RUN_FROM_CLI") == "true":
             click.secho(
-                " * Ignoring a call to 'graceful.run()' that would block the current 'flask' CLI "
-                "command.\n   Only call it in an 'if __name__ == \"__main__\"' guard.",
+                " * Ignoring a call to 'graceful.run()' that would block the command that imports "
+                "it.\n   Only call it in an 'if __name__ == \"__main__\"' guard.",
                 fg="red",
             )
             return
@@ -352,7 +363,7 @@ def _for_server(
     if host is not None or port is not None:
         if "bind" in options:
             raise TypeError("run(): give either bind, or host and port")
-        options["bind"] = default_address(app, host, port)
+        options["bind"] = _address(app, host, port)
     if app.debug:
         # The debugger's frames are in one process.
         options["workers"] = count = options.get("workers") or 1
@@ -362,6 +373,28 @@ def _for_server(
                 "leave out workers, or debug"
             )
     return options
+
+
+def _address(app: Flask, host: str | None, port: int | None) -> str:
+    """Where `run` is to listen.
+
+    :raises TypeError, ValueError: it names which of the two is wrong.
+    """
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"host: expected a text such as '127.0.0.1', got {host!r}")
+    if port is not None:
+        try:
+            # As app.run does it: the environment has digits.
+            port = int(port)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"port: expected a whole number, got {port!r}") from None
+        if not 0 <= port <= MOST_PORT:
+            raise ValueError(f"port: expected 0 to {MOST_PORT}, got {port}")
+    address = default_address(app, host, port)
+    try:
+        return parse_address(address).text
+    except ValueError as error:
+        raise ValueError(f"host: {error}") from None
 
 
 def _announce(app: Flask, server: GracefulServer, pid: int, addr: str) -> None:

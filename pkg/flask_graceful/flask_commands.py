@@ -15,6 +15,8 @@ other command loads the application.
 from __future__ import annotations
 
 import copy
+import difflib
+import os
 import typing as t
 from functools import partial
 
@@ -52,6 +54,7 @@ def _run(info: ScriptInfo, **given: t.Any) -> None:
     flight. With --debug the code is started anew when a file changes, the old code goes on serving
     if that fails, and exceptions in requests are shown by Werkzeug's debugger.
     """
+    _check_variables()
     chosen = {row.name: given.pop(row.name) for row in settings.rows()}
     flags = {name: value for name, value in chosen.items() if value is not None}
     debug = get_debug_flag()
@@ -66,11 +69,11 @@ def _run(info: ScriptInfo, **given: t.Any) -> None:
         # terminal is to stay there.
         flags["workers"] = 1
     sources = _sources(given) if reload else None
-    app = _load(info, is_developed=reload)
-    if not is_child():
-        show_server_banner(debug, info.app_import_path)
     if not {"host", "port"} <= _defaults():
         flags["bind"] = _address(given["host"], given["port"])
+    app = _load(info)
+    if not is_child():
+        show_server_banner(debug, info.app_import_path)
     _serve(app, flags, given["cert"], sources, debugger)
 
 
@@ -79,6 +82,20 @@ def _defaults() -> set[str]:
     ctx = click.get_current_context()
     source = click.core.ParameterSource.DEFAULT
     return {name for name in ctx.params if ctx.get_parameter_source(name) is source}
+
+
+def _check_variables() -> None:
+    """A variable that is misspelt would be overlooked.
+
+    :raises UsageError: there is one.
+    """
+    prefix = f"{click.get_current_context().auto_envvar_prefix}_"
+    known = [f"{prefix}{name.upper()}" for name in click.get_current_context().params]
+    for name in os.environ:
+        if name.startswith(prefix) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else "see --help"
+            raise click.UsageError(f"unknown variable {name!r}; {hint}")
 
 
 def _check_single(flags: dict[str, t.Any]) -> None:
@@ -102,17 +119,20 @@ def _sources(given: dict[str, t.Any]) -> Sources:
     return sources
 
 
-def _load(info: ScriptInfo, is_developed: bool) -> Flask:
-    """:raises NoAppException: Flask does not find it; what it raises itself passes through."""
+def _load(info: ScriptInfo) -> Flask:
+    """
+    :raises NoAppException: Flask does not find it; SystemExit: it raises, and that is shown.
+    :raises UsageError: its configuration is wrong.
+    """
     try:
         return info.load_app()
     except click.ClickException:
         raise
     except Exception as error:
-        if not is_developed:
-            raise
-        from .development import print_failure
+        from .doors import is_misconfigured, print_failure
 
+        if is_misconfigured(error):
+            raise click.UsageError(str(error)) from None
         print_failure(error)
         raise SystemExit(1) from None
 
@@ -157,6 +177,8 @@ def _serve(
     show_log()
     try:
         server = _make_server(app, options, certificate)
+        # Whoever calls the command needs the pid, whatever hooks the application has.
+        server.always_logs_start = True
         if sources is None and not has_debugger:
             serve(server)
             return
@@ -191,7 +213,19 @@ def _flask_options() -> t.Iterator[click.Parameter]:
             own = copy.copy(param)
             name = str(param.name).upper()
             own.envvar = [f"FLASK_GRACEFUL_RUN_{name}", f"FLASK_RUN_{name}"]
+            if own.name == "port":
+                own.type = click.IntRange(0, settings.MOST_PORT)
             yield own
+    # What the other command has.
+    yield click.Option(["--bind"], callback=_refuse_bind, expose_value=False, hidden=True)
+
+
+def _refuse_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise click.UsageError(
+            "--bind is a flag of `python -m flask_graceful`; --host and --port say where, or "
+            "GRACEFUL_BIND in app.config, which may be several addresses"
+        )
 
 
 def _setting_options() -> t.Iterator[click.Option]:

@@ -3,9 +3,10 @@
 Owns the lists of them, the decorators that fill these, and what happens when one fails.
 
 Rules: a hook that runs before the act it belongs to may forbid it, by an exception or, where it
-asks a question, by False. One that runs afterwards fails alone: a line in the log with the
-traceback, and everything goes on. `sys.exit()` is an exception like others: the process has
-requests to serve, and ends when it is told to.
+asks a question, by False. That is a line in the log; what it did not mean has its traceback there
+too. One that runs afterwards fails alone: a line with the traceback, and everything goes on.
+`sys.exit()` is an exception like others: the process has requests to serve, and ends when it is
+told to.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import types
 import typing as t
+from opcode import opmap
 
 from .settings import NO_FUNCTION, checked_hook, function_name
 
@@ -70,14 +73,14 @@ class Hooks:
             try:
                 func()
             except FAILURES as error:
-                text = str(error)
-                if not text or text.isdigit():
-                    # An exit status, or nothing, says too little.
+                is_meant, text = _is_meant(error), str(error)
+                if not is_meant or not text or text.isdigit():
+                    # An exit status, or a key that is missing, says too little.
                     text = repr(error)
                 reason = f"refused by before_restart hook: {text}"
                 log.error(
                     "%d Restart %s; this process goes on serving.",
-                    os.getpid(), reason, exc_info=error,
+                    os.getpid(), reason, exc_info=None if is_meant else error,
                 )  # fmt: skip
                 return reason
         return ""
@@ -167,6 +170,29 @@ def check_signal(signum: int, what: str = "signal", known: t.Container[int] = SI
 def check_restart_signal(signum: int) -> None:
     """:raises ValueError: a restart can't be asked for with it."""
     check_signal(signum, "restart_signal", SIGNALS.keys() - _ENDS)
+
+
+def _is_meant(error: BaseException) -> bool:
+    """Has the hook's own code raised it, by `raise` or `sys.exit()`? Else it is an accident, or
+    what others have raised, and who mends that wants to see where."""
+    if isinstance(error, SystemExit):
+        return True
+    trace = [
+        one
+        for one in _steps(error.__traceback__)
+        if one.tb_frame.f_globals.get("__package__") != __package__
+    ]
+    if not trace:
+        return False
+    first, last = trace[0].tb_frame.f_code, trace[-1].tb_frame.f_code
+    is_raise = last.co_code[trace[-1].tb_lasti] == opmap["RAISE_VARARGS"]
+    return is_raise and last.co_filename == first.co_filename
+
+
+def _steps(trace: types.TracebackType | None) -> t.Iterator[types.TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
 
 
 def _call(func: Hook, what: str) -> object:

@@ -24,6 +24,7 @@ import typing as t
 
 from .handshakes import has_handshakes
 from .holder import holder_text
+from .settings import MOST_PORT
 from .sockfile import SocketFile, remove_stale
 
 FORMS = "host:port, :port, [v6]:port, unix:/path or systemd:NAME"
@@ -66,7 +67,7 @@ def parse_address(text: str, default_port: int = 80) -> Address:
     match = _TCP_ADDRESS.fullmatch(text)
     port = (match[3] or str(default_port)) if match else ""
     port = {"http": "80", "https": "443"}.get(port, port)
-    if match is None or int(port) > 65535:
+    if match is None or int(port) > MOST_PORT:
         raise ValueError(f"address {text!r}: expected {FORMS}")
     return Address(text, match[1] or match[2] or "", int(port))
 

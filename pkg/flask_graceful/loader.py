@@ -30,6 +30,8 @@ FACTORY_NAMES = ("create_app", "make_app")
 # How many of the names that are there an error lists.
 MOST_NAMES = 8
 
+_is_loading = False
+
 
 class LoadError(Exception):
     """The text names no application."""
@@ -42,11 +44,25 @@ class _Call(t.NamedTuple):
     kwargs: dict[str, object]
 
 
+def is_loading() -> bool:
+    """Is an application being imported or made, by a command that is to serve it then?"""
+    return _is_loading
+
+
 def load(text: str) -> WSGIApplication:
     """Import the application that the text names.
 
     :raises LoadError: there is none, or it is none.
     """
+    global _is_loading
+    _is_loading = True
+    try:
+        return _load(text)
+    finally:
+        _is_loading = False
+
+
+def _load(text: str) -> WSGIApplication:
     module_name, colon, expression = text.partition(":")
     if not module_name or (colon and not expression.strip()):
         raise LoadError(f"{text!r}: expected {FORMS}")

@@ -63,6 +63,8 @@ class GracefulServer(ReliefServer, HookPoints):
     # What its addresses are served with; None: plain HTTP.
     _serves_with: Credentials | None = None
     _listeners: t.Sequence[Listener] = ()
+    # Is the start logged although there is a hook that could do it?
+    always_logs_start = False
     # Variables that workers find in their environment besides.
     worker_environment: t.Mapping[str, str] = {}
 
@@ -286,7 +288,7 @@ class GracefulServer(ReliefServer, HookPoints):
 
         :param old: the pid of the process that served before; 0: none.
         """
-        if self._hooks.before_begin:
+        if self._hooks.before_begin and not self.always_logs_start:
             return
         pid = os.getpid()
         scheme = "HTTP" if self._serves_with is None else "HTTPS"

@@ -40,6 +40,7 @@ _WORDS = {"on": True, "off": False, "yes": True, "no": False, "true": True, "fal
 
 # As many numbers fit in the memory that they share, two generations and a few that end included.
 MOST_WORKERS = 64
+MOST_PORT = 65535
 
 
 def _setting(default: t.Any, unit: str, help: str) -> t.Any:
