@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import typing as t
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_a_program_s_own_run_develops_too(hello: FlaskApp, workers: int) -> None
         wait_for_failure(hello, "SyntaxError")
         with Client(hello.address) as client:
             assert client.get("/release")[2] == b"one"
-            assert b"SyntaxError" in client.get("/page", BROWSER)[2]
+            assert b"SyntaxError" in client.get("/page", BROWSER, host="localhost")[2]
         hello.write("three", more)
         one.wait_for(GENERATION, 2)
         wait_for_release(hello, "three")
@@ -497,8 +498,10 @@ def page(status: str = "200 OK", *more: tuple[str, str], kind: str = "text/html"
     return app
 
 
-def noticed(running: t.Any, app: t.Any, failure: Failure | None = FAILURE) -> Running:
-    notice = Notice(app)
+def noticed(
+    running: t.Any, app: t.Any, failure: Failure | None = FAILURE, is_trusted: bool = True
+) -> Running:
+    notice = Notice(app, lambda environ: is_trusted)
     notice.failure = failure
     one: Running = running(notice)
     return one
@@ -541,7 +544,32 @@ def test_a_page_that_was_sent_by_a_form_is_not_sent_again(running: t.Any) -> Non
     with noticed(running, page()).connect() as client:
         head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{BROWSER}\r\n"
         body = client.send(head.encode()).response()[2]
-    assert b"graceful-failure" in body and b"<script>" not in body
+    assert b"graceful-failure" in body and b"location.reload" not in body
+
+
+def test_who_may_not_see_the_reason_learns_that_there_is_one(running: t.Any) -> None:
+    with noticed(running, page(), is_trusted=False).connect() as client:
+        for path in ("/", PATH):
+            text = client.get(path, BROWSER)[2].decode()
+            assert "The new code does not start." in text and "The terminal tells why." in text
+            assert "Traceback" not in text and "worker 1" not in text
+
+
+@pytest.mark.parametrize("flags", [("--debug",), ("--reload",)])
+def test_other_names_and_who_has_no_debugger_see_no_traceback(
+    hello: FlaskApp, flags: tuple[str, ...]
+) -> None:
+    """A page of another name that leads here is not to read it, nor is everybody without debug."""
+    one = hello.run(*flags)
+    hello.write("two", SYNTAX)
+    one.wait_for("Reload failed")
+    with Client(hello.address) as client:
+        for host in ["evil.example"] if "--debug" in flags else ["evil.example", "localhost"]:
+            ask = partial(client.get, headers=BROWSER, host=host)
+            wait_until(lambda ask=ask: ask(PATH)[0] == 200, "the failure")
+            for path in (PATH, "/page"):
+                text = ask(path)[2].decode()
+                assert "The terminal tells why." in text and "SyntaxError" not in text
 
 
 @pytest.mark.parametrize(

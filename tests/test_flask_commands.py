@@ -97,7 +97,7 @@ def test_broken_code_changes_nothing(hello: FlaskApp) -> None:
     one = hello.run()
     hello.write("two", "import nowhere")
     os.kill(one.pid, signal.SIGHUP)
-    one.wait_for(r"Restart failed: successor \d+ exited with status 2")
+    one.wait_for(r"Restart failed: successor \d+ exited with status 1")
     one.wait_for(r"^\| ModuleNotFoundError: No module named 'nowhere'")
     assert hello.says("/release") == "one"
 

@@ -71,7 +71,7 @@ class Development:
         self._sources = sources
         self._is_over = threading.Event()
         self._debugged = _debugged(app, server) if has_debugger else None
-        self._notice = Notice(RequestLog(self._debugged or app))
+        self._notice = Notice(RequestLog(self._debugged or app), self._is_trusted)
         server.app = self._notice
         if sources is not None:
             sources.complete(_templates(app))
@@ -97,6 +97,15 @@ class Development:
             yield f" * Debugger PIN: {pin}" if pin else " * Debugger PIN disabled, for everybody"
         if self._sources is not None and not _is_installed():
             yield MISSING
+
+    def _is_trusted(self, environ: WSGIEnvironment) -> bool:
+        """May who sends this request see code that fails? As the debugger has it: a page of
+        another name that leads here is not to read it."""
+        debugged = self._debugged
+        # Werkzeug before 3.0.3 trusts all hosts.
+        return debugged is not None and (
+            not hasattr(debugged, "check_host_trust") or debugged.check_host_trust(environ)
+        )
 
     @contextlib.contextmanager
     def _looking_after(self) -> t.Iterator[None]:

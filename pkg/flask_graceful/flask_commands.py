@@ -14,6 +14,7 @@ other command loads the application.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import os
@@ -47,6 +48,18 @@ def cli() -> None:
     pass
 
 
+@contextlib.contextmanager
+def _without_usage() -> t.Iterator[None]:
+    """Whoever has changed the code has not misused the command, and is not told how to use it."""
+    try:
+        yield
+    except click.UsageError as error:
+        if is_child():
+            raise click.ClickException(error.format_message()) from None
+        raise
+
+
+@_without_usage()
 def _run(info: ScriptInfo, **given: t.Any) -> None:
     """Serve the application.
 

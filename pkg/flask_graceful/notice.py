@@ -4,10 +4,12 @@ Owns the notice in the pages of the old code, and the page of the failure alone.
 
 Strategy: the old code answers as it did. Whoever looks at a page of it in a browser finds the
 notice in a corner, the traceback in it, and the page loads itself anew when there is newer code.
+It asks this module for that, and believes no other answer: a proxy may have sent it elsewhere.
 
 Rules: only a page that a browser is to show is touched: what scripts and programs ask for is as
-the application made it. A page with a notice is not to be kept, since the next one has none, and
-goes without the application's Content-Security-Policy, which would not let the notice be.
+the application made it. The traceback is for whoever may use the debugger; others learn that there
+is one. A page with a notice is not to be kept, since the next one has none, and goes without the
+application's Content-Security-Policy, which would not let the notice be.
 """
 
 from __future__ import annotations
@@ -26,11 +28,18 @@ _TEXT = """
 bottom:0;z-index:2147483647;max-height:70vh;overflow:auto;box-sizing:border-box;padding:12px 16px;
 background:#2b1416;color:#ffe3e3;border-top:3px solid #e5484d;font:14px/1.5 system-ui,sans-serif">
 <b>The new code does not start. The old code goes on serving.</b> %s
-<details open><summary style="cursor:pointer">What it said</summary>
+%s</div>
+<script>new ResizeObserver(() => { document.body.style.paddingBottom =
+document.getElementById("graceful-failure").offsetHeight + "px" }).observe(
+document.getElementById("graceful-failure"))%s</script>
+"""
+_SAID = """<details open><summary style="cursor:pointer">What it said</summary>
 <pre tabindex="0" style="margin:8px 0 0;padding:0;border:0;background:none;color:inherit;
 white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,monospace">%s</pre>
-</details>%s</div>
-"""
+</details>"""
+# What is said to who may not see more.
+_HIDDEN = "The terminal tells why."
+_MENDED = "Nothing has failed since the code that answers has started.\n"
 # What does not hold for a page with the notice.
 _LEFT_OUT = (
     "cache-control",
@@ -40,8 +49,10 @@ _LEFT_OUT = (
     "last-modified",
 )
 # It stays as it is while the server is not there.
-_SCRIPT = """<script>setInterval(() => fetch("/__graceful__/failure").then(
-answer => { if (answer.status == 404) location.reload() }).catch(() => {}), 1000)</script>"""
+_SCRIPT = """
+setInterval(() => fetch("/__graceful__/failure").then(answer => answer.text()).then(
+text => { if (text.startsWith("Nothing has failed since")) location.reload() }
+).catch(() => {}), 1000)"""
 
 Headers = list[tuple[str, str]]
 
@@ -55,21 +66,36 @@ class Failure(t.NamedTuple):
     reason: str
     lines: t.Sequence[str]
 
-    def page(self) -> str:
+    def page(self, is_told: bool) -> str:
+        """:param is_told: with the reason?"""
+        if not is_told:
+            return f"The new code does not start. {_HIDDEN}\n"
         return "\n".join([self.reason, "", *self.lines, ""])
 
-    def notice(self, is_renewed: bool) -> bytes:
-        """:param is_renewed: may the page be loaded again?"""
-        said = html.escape("\n".join(self.lines) or "nothing")
-        text = _TEXT % (html.escape(self.reason), said, _SCRIPT if is_renewed else "")
+    def notice(self, is_told: bool, is_renewed: bool) -> bytes:
+        """
+        :param is_told: with the reason?
+        :param is_renewed: may the page be loaded again?
+        """
+        reason, said = _HIDDEN, ""
+        if is_told:
+            reason = html.escape(self.reason)
+            said = _SAID % html.escape("\n".join(self.lines) or "nothing")
+        text = _TEXT % (reason, said, _SCRIPT if is_renewed else "")
         return text.encode("utf-8", "replace")
 
 
 class Notice:
-    """The application, with the notice in its pages as long as there is a failure."""
+    """The application, with the notice in its pages as long as there is a failure.
 
-    def __init__(self, app: WSGIApplication) -> None:
+    :param is_trusted: may who sends this request see the reason?
+    """
+
+    def __init__(
+        self, app: WSGIApplication, is_trusted: t.Callable[[WSGIEnvironment], bool]
+    ) -> None:
         self._app = app
+        self._is_trusted = is_trusted
         self.failure: Failure | None = None
 
     def __call__(
@@ -77,13 +103,14 @@ class Notice:
     ) -> t.Iterable[bytes]:
         failure = self.failure
         if environ.get("PATH_INFO") == PATH:
-            return _answer(failure, start_response)
+            page = failure and failure.page(self._is_trusted(environ))
+            return _answer(page, start_response)
         if failure is None or not _is_navigation(environ):
             return self._app(environ, start_response)
         # Not modified is what the page without it is.
         for name in ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE"):
             environ.pop(name, None)
-        notice = failure.notice(environ["REQUEST_METHOD"] == "GET")
+        notice = failure.notice(self._is_trusted(environ), environ["REQUEST_METHOD"] == "GET")
         added: list[bytes] = []
 
         def start(status: str, headers: Headers, *rest: t.Any) -> t.Callable[[bytes], object]:
@@ -110,11 +137,9 @@ class _Extended:
             self._blocks.close()
 
 
-def _answer(failure: Failure | None, start_response: StartResponse) -> list[bytes]:
-    status, text = "404 Not Found", "Nothing has failed since the code that answers has started.\n"
-    if failure is not None:
-        status, text = "200 OK", failure.page()
-    body = text.encode("utf-8", "replace")
+def _answer(page: str | None, start_response: StartResponse) -> list[bytes]:
+    status = "404 Not Found" if page is None else "200 OK"
+    body = (page or _MENDED).encode("utf-8", "replace")
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
