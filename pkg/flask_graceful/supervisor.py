@@ -306,10 +306,11 @@ class Supervisor:
         :param what: what this means, for the log.
         """
         self.history.fail(reason)
+        # First: who reads the log and asks again is not to get this answer.
+        self.team.tell(Duty.SERVING, {"refused": reason, "lines": list(lines)})
         log.error("%d Reload failed: %s; %s", os.getpid(), reason, what)
         if not self.is_stopping:
             self.notifier.ready(f"Reload failed: {reason}")
-        self.team.tell(Duty.SERVING, {"refused": reason, "lines": list(lines)})
         self._replacement.replace()
 
     def _limit_generations(self) -> None:
