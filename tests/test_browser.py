@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, Running, wait_until
+from flask_graceful.notice import PATH, Failure, Notice
 from program import Program, pid_from, serving_pids
 from statuspages import site
 
@@ -308,3 +309,42 @@ def test_the_token_does_not_stay_in_the_address(program: Program, browser: Brows
     browser.driver.refresh()
     wait_until(lambda: browser.texts(".generation .state") == ["serving"], "the page, once more")
     assert browser.run("return document.cookie") == ""
+
+
+# The notice of the development mode.
+
+
+def test_a_notice_covers_nothing_and_goes_when_the_code_is_mended(
+    browser: Browser, running: t.Callable[..., Running]
+) -> None:
+    """Behind a proxy too, which sends elsewhere what the notice asks."""
+    asked: list[str] = []
+
+    def page(environ: t.Any, start_response: t.Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/html")])
+        return [b"<!doctype html><div style='height: 3000px'></div><p>The end</p>"]
+
+    def proxy(environ: t.Any, start_response: t.Any) -> t.Iterable[bytes]:
+        if environ["PATH_INFO"] == PATH and notice.failure is not None:
+            asked.append(PATH)
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"Not here."]
+        return notice(environ, start_response)
+
+    notice = Notice(page, lambda environ: True)
+    notice.failure = Failure("worker 1 exited with status 1", ["Traceback"] * 30)
+    one = running(proxy)
+    browser.open(f"http://127.0.0.1:{one.address[1]}/")
+    browser.run("window.mark = 'kept'")
+    below = (
+        "scrollTo(0, document.documentElement.scrollHeight);"
+        "const [end, notice] = ['p', '#graceful-failure'].map("
+        "query => document.querySelector(query).getBoundingClientRect());"
+        "return notice.height > 0 && end.bottom <= notice.top"
+    )
+    wait_until(lambda: browser.run(below), "the end of the page above the notice")
+    wait_until(lambda: len(asked) >= 2, "a question after the first answer")
+    assert browser.run("return window.mark") == "kept"
+    notice.failure = None
+    wait_until(lambda: browser.run("return window.mark") is None, "the page of the new code")
+    assert browser.all("#graceful-failure") == []
