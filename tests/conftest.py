@@ -20,6 +20,9 @@ from pathlib import Path
 import pytest
 from flask_graceful import Server, ServerClosed
 
+# They assert what tests share, and a failure is to tell the values.
+pytest.register_assert_rewrite("flaskapp", "load", "program", "service", "statuspages", "steady")
+
 ROOT = Path(__file__).parent.parent
 DEADLINE = 20.0
 

@@ -629,6 +629,21 @@ def test_events_that_do_not_heed_it_are_cut_by_the_hammer(service: Begin) -> Non
         assert begin_events(client, b"heed") == one.new
 
 
+def test_the_hammer_closes_no_connection_that_is_about_to_leave(service: Begin) -> None:
+    """What is answered in the moment that is left goes on in the new process."""
+    one = service().begin("from flask_graceful import life\nlife.DEPARTURE_TIME = 60")
+    with one.connect() as client:
+        begin_to_wait(one, client, "go")
+        one.restart()
+        os.kill(one.old, signal.SIGUSR2)
+        one.live.wait_for(rf"^{one.old} \[STOP - Hammer Time\]")
+        one.release("go")
+        assert by(client) == (one.old, "")
+        assert ask(client) == (one.new, "")
+        one.wait_old_ended()
+    assert "Cut: " not in one.live.log
+
+
 # Connections in the application's hands.
 
 SOCK = """

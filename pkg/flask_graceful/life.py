@@ -19,6 +19,7 @@ import os
 import typing as t
 from contextlib import ExitStack
 
+from .deadlines import NEVER
 from .hooks import SIGNALS
 from .inheritance import take_inheritance
 from .listeners import acquire, give_up
@@ -42,6 +43,9 @@ log = logging.getLogger("flask_graceful")
 REPORT_TIME = 5.0
 # How long somebody who only watches has to take the end of that, in seconds.
 WATCHERS_TIME = 1.0
+# How long connections still have to go to another process when the hammer falls, in seconds. Who is
+# served in that time was about to be.
+DEPARTURE_TIME = 0.5
 
 
 class State(enum.Enum):
@@ -87,6 +91,7 @@ class Life:
         self._streams = Streams([], [])
         self._grace_timer = Timer(self._retire)
         self._hammer_timer = Timer(self._hammer)
+        self._cut_timer = Timer(self._cut)
         self._report_timer = Timer(self._report)
         self._watchers_timer = Timer(self._cut_watchers)
 
@@ -355,7 +360,8 @@ class Life:
         """The successor has died: serve again, or on."""
         if self.is_relieved:
             for timer in (
-                self._grace_timer, self._hammer_timer, self._report_timer, self._watchers_timer,
+                self._grace_timer, self._hammer_timer, self._cut_timer, self._report_timer,
+                self._watchers_timer,
             ):  # fmt: skip
                 self._loop.cancel(timer)
             self.state = State.RUNNING
@@ -416,7 +422,15 @@ class Life:
         self._loop.set(self._report_timer, REPORT_TIME)
 
     def _hammer(self) -> None:
+        """Those requests that still run have had their time."""
         log.warning("%d [STOP - Hammer Time] Forcefully shutting down parent", os.getpid())
+        if not self.is_relieved or self._departures.is_past:
+            self._cut()
+        elif self._cut_timer.deadline == NEVER:
+            # What waits for its next request is to be closed by nobody: it goes on elsewhere.
+            self._loop.set(self._cut_timer, DEPARTURE_TIME)
+
+    def _cut(self) -> None:
         for server in self._servers:
             server.report("Cut")
             server.close()
