@@ -49,6 +49,15 @@ def suspend(pid: int) -> None:
         )
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to. It may open and close some meanwhile."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(path))
+    return found
+
+
 class Live:
     """A server program in a process of its own, its successors included, and its log."""
 

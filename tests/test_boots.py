@@ -14,7 +14,7 @@ from pathlib import Path
 
 import flask_graceful
 import pytest
-from conftest import Live, wait_until
+from conftest import Live, open_files, wait_until
 from steady import Fresh, Program, Steady, generation
 
 PACKAGE = Path(flask_graceful.__file__).parent
@@ -185,8 +185,7 @@ threading.Thread(target=say, daemon=True).start()
 
 
 def count_pipes(pid: int) -> int:
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    return sum(link.startswith("pipe:") for link in links)
+    return sum(link.startswith("pipe:") for link in open_files(pid))
 
 
 class Terminal:

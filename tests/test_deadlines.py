@@ -103,6 +103,8 @@ def test_every_client_is_answered_though_all_threads_are_blocked(
     with one.connect() as client:
         assert client.get()[2] == b"late"
     wait_until(lambda: not one.server.connections(), "all gone")
+    # They are written after the answers.
+    wait_until(lambda: len(lines(caplog)) >= threads, "a line for each")
     assert len(lines(caplog)) == threads
 
 
@@ -237,6 +239,7 @@ def test_late_writes_reads_and_takeovers_are_refused(
         assert isinstance(app.failure, ConnectionError)
         assert "longer than request_timeout" in str(app.failure)
     wait_until(lambda: not one.server.connections(), "the connection closed")
+    wait_until(lambda: lines(caplog), "a line")
     assert len(caplog.records) == len(lines(caplog)) == 1
 
 

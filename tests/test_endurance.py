@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Live, wait_until
+from conftest import Live, open_files, wait_until
 from load import KeptLoad
 from service import Service, check_nothing_lost
 from steady import Crowd, Fresh, Program, Steady, generation, is_gone, restart
@@ -33,10 +33,7 @@ def status(pid: int, name: str) -> int:
 
 def descriptors(pid: int) -> Counter[str]:
     """How many of each kind are open."""
-    kinds: Counter[str] = Counter()
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        kinds[re.sub(r"\d+", "N", os.readlink(path))] += 1
-    return kinds
+    return Counter(re.sub(r"\d+", "N", name) for name in open_files(pid))
 
 
 class Traces(t.NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from wsgiref.validate import validator
 
 import pytest
-from conftest import Client, Running, wait_until
+from conftest import Client, Running, open_files, wait_until
 from flask import Flask, send_file
 from flask_graceful.files import FileWrapper
 from flask_graceful.ranges import FIRST_SIZE
@@ -91,8 +91,7 @@ def length(count: int) -> Headers:
 
 def is_open(path: Path) -> bool:
     """Has this process a descriptor of the file?"""
-    names = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
-    return str(path) in [os.readlink(name) for name in names if name.is_symlink()]
+    return str(path) in open_files(os.getpid())
 
 
 def at(path: Path, offset: int, buffering: int = -1) -> t.BinaryIO:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Live, Running, wait_until
+from conftest import ROOT, Live, Running, open_files, wait_until
 from flask import Flask
 from flask_graceful.statuspage import create_blueprint
 from program import Program, connect, is_gone, serving_pids
@@ -456,7 +456,7 @@ def test_the_blog_has_the_page_in_debug_mode(
 
 def listening_port(pid: int) -> int:
     """The TCP port of a process that logs none."""
-    own = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    own = set(open_files(pid))
     for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]:
         words = line.split()
         if words[3] == "0A" and f"socket:[{words[9]}]" in own:
