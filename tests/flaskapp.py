@@ -80,7 +80,7 @@ class FlaskApp:
         """Start it on a free port, unless the flags name another address, and wait for it."""
         where = () if {"--port", "--host", "-p", "-h"} & {*flags} else ("--port", "0")
         self.one = self.begin(*where, *flags, command=command, **env)
-        self.one.wait_for(r"Serving HTTPS? on (\S+)")
+        self.one.wait_for(r"(?:Serving HTTPS?|Running) on (\S+)")
         return self.one
 
     def begin(self, *flags: str, command: t.Sequence[str] = COMMAND, **env: str) -> Live:

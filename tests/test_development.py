@@ -29,6 +29,8 @@ from test_proxies import free_addresses, pair
 BROWSER = "Accept: text/html,*/*;q=0.8\r\nSec-Fetch-Dest: document\r\n"
 SYNTAX = "def broken(:"
 GENERATION = r"Generation \d+ serves with worker (\d+)"
+RUNS = r"^ \* Running on (\S+)$"
+RESTARTED = r"^ \* Restarted( in \d+\.\d s)?$"
 TITLE = "<!doctype html><title>one</title>"
 
 
@@ -47,7 +49,7 @@ def develop(hello: FlaskApp, *flags: str, command: t.Sequence[str] = COMMAND, **
         one = hello.one = hello.begin(command=command, **env)
     else:
         one = hello.run("--debug", *flags, command=command, **env)
-    one.wait_for(GENERATION)
+    one.wait_for(RUNS)
     return one
 
 
@@ -114,7 +116,7 @@ def test_a_program_s_own_run_develops_too(hello: FlaskApp, workers: int) -> None
     hello.write(more=more)
     one = develop(hello, command=PROGRAM)
     one.wait_for(r"^ \* Debugger PIN")
-    one.wait_for(rf"on http://127\.0\.0\.1:\d+ \(kill -1 {one.pid} restarts it")
+    one.wait_for(rf"^Press CTRL\+C to quit; kill -1 {one.pid} restarts it without a change$")
     with KeptLoad(hello.address, [0.01] * 2) as kept:
         hello.write("two", SYNTAX + more)
         one.wait_for(r"^\| SyntaxError: invalid syntax")
@@ -123,10 +125,44 @@ def test_a_program_s_own_run_develops_too(hello: FlaskApp, workers: int) -> None
             assert client.get("/release")[2] == b"one"
             assert b"SyntaxError" in client.get("/page", BROWSER, host="localhost")[2]
         hello.write("three", more)
-        one.wait_for(GENERATION, 2)
+        one.wait_for(RESTARTED)
         wait_for_release(hello, "three")
     check_nothing_lost(kept)
     assert one.log.count("Debugger PIN") == 1
+
+
+@pytest.mark.parametrize("command, run", DOORS, ids=["command", "program"])
+def test_the_terminal_tells_what_a_developer_needs_and_no_more(
+    hello: FlaskApp, command: tuple[str, ...], run: str
+) -> None:
+    hello.write(more=run)
+    one = develop(hello, command=command)
+    hello.write("two", run)
+    wait_for_release(hello, "two")
+    one.wait_for(RESTARTED)
+    os.kill(one.pid, signal.SIGHUP)
+    one.wait_for(RESTARTED, 2)
+    hello.write("three", SYNTAX + run)
+    one.wait_for("Reload failed")
+    os.kill(one.pid, signal.SIGINT)
+    assert one.process.wait(20) == 0
+    wait_until(lambda: one._is_over, "the end of the log")
+    said = [line for line in one.log.splitlines() if '"GET /' not in line]
+    # The lines of the traceback are the last ones of the new process, and indented.
+    assert [re.sub(r"\d[\d.]*", "N", line) for line in said if line[:2] not in ("  ", "| ")] == [
+        " * Serving Flask app 'hello'",
+        " * Debug mode: on",
+        " * Running on http://N:N",
+        "Press CTRL+C to quit; kill -N N restarts it without a change",
+        " * Debugger PIN: N-N-N",
+        " * Detected change in 'hello.py', restarting",
+        " * Restarted in N s",
+        " * Restarted",
+        " * Detected change in 'hello.py', restarting",
+        "SyntaxError: invalid syntax",
+        "N Reload failed: worker N exited with status N; nothing has changed.",
+        "Its last lines:",
+    ]
 
 
 # What is looked after.
@@ -182,7 +218,7 @@ def test_code_that_is_imported_late_counts(hello: FlaskApp, tmp_path_factory: t.
     assert hello.says("/late") == "early"
     (place / "late.py").write_text("value = 'later'")
     one.wait_for(r" \* Detected change in '.*late\.py', restarting")
-    one.wait_for(GENERATION, 2)
+    one.wait_for(RESTARTED)
     assert hello.says("/late") == "later"
 
 
@@ -194,7 +230,7 @@ def test_extra_files_count_and_excluded_ones_do_not(hello: FlaskApp) -> None:
     hello.replace("other.txt", "other")
     hello.replace("left_out.py", "1 / 0")
     hello.replace("words.txt", "words")
-    one.wait_for(GENERATION, 2)
+    one.wait_for(RESTARTED)
     assert re.findall(r"Detected change in (.*), restarting", one.log) == ["'words.txt'"]
 
 
@@ -460,11 +496,10 @@ def terminal(hello: FlaskApp) -> t.Iterator[Terminal]:
 def test_ctrl_c_ends_everything_and_a_breakpoint_can_be_talked_to(
     hello: FlaskApp, terminal: Terminal
 ) -> None:
-    address = ("127.0.0.1", int(terminal.wait_for(r"Serving HTTP on 127\.0\.0\.1:(\d+)")[1]))
-    terminal.wait_for(GENERATION)
+    address = ("127.0.0.1", int(terminal.wait_for(r"Running on http://127\.0\.0\.1:(\d+)")[1]))
     # In a later generation as in the first one.
     (hello.directory / "hello.py").touch()
-    terminal.wait_for(GENERATION, 2)
+    terminal.wait_for(r"\* Restarted in ")
     with Client(address) as client:
         client.send(b"GET /stop-here HTTP/1.1\r\nHost: a\r\n\r\n")
         terminal.wait_for(r"\(Pdb\) ")

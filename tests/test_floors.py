@@ -30,12 +30,12 @@ FLOORS = [
     ["promotion", "restart"],
     ["doors", "loader", "ask", "commands", "cli", "__main__"],
     ["configuration", "health", "metrics", "statuspage", "appstate"],
-    ["sources", "notice", "development", "extension", "flask_commands"],
+    ["sources", "notice", "development", "apprun", "extension", "flask_commands"],
     ["__init__"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 # Those that Flask users have, and that may know Flask.
-FOR_FLASK = {"appstate", "extension", "statuspage", "development", "flask_commands"}
+FOR_FLASK = {"appstate", "apprun", "extension", "statuspage", "development", "flask_commands"}
 # Modules without sockets and threads.
 PURE = set(FLOORS[0] + FLOORS[1])
 IMPURE = {"socket", "threading", "select", "selectors", "signal", "subprocess", "os"}

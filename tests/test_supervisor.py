@@ -17,6 +17,7 @@ import pytest
 from conftest import Client, Live, suspend, wait_until
 from load import KeptLoad, Load
 from service import (
+    GENERATION,
     Service,
     check_nothing_lost,
     is_refused,
@@ -389,6 +390,22 @@ def test_SIGUSR2_cuts_what_drains(service: Service) -> None:
             assert pid_from_answer(second) == worker
         service.let_go("done")
         service.wait_gone(old)
+
+
+def test_its_log_has_the_level_that_the_code_has_chosen(service: Service) -> None:
+    level = "import logging\nlogging.getLogger('flask_graceful').setLevel(logging.{})\n"
+    service.begin(level.format("WARNING"))
+    service.one.wait_for(r"Serving HTTP on", 2)
+    old = service.ask()
+    service.write(level.format("INFO"))
+    service.signal(signal.SIGHUP)
+    # What serves has chosen it.
+    service.one.wait_for(GENERATION)
+    assert service.ask() != old
+    for words in ("Supervisor starts generation", "Received SIGHUP", "Generation 1"):
+        assert words not in service.one.log
+    service.signal(signal.SIGTERM)
+    service.one.wait_for("Supervisor ends")
 
 
 def test_one_worker_more_and_fewer(service: Service) -> None:

@@ -1,7 +1,7 @@
 """The development mode: changed code is started, while the code that ran goes on serving.
 
-Owns the thread that looks for changes and asks for the restart, the notice of a failure, and the
-log of requests.
+Owns the thread that looks for changes and asks for the restart, the notice of a failure, the log of
+requests, and what is said of all this in the terminal.
 
 Strategy: each process looks after the files that it was made of itself. It asks for a restart, as
 anybody could; when a successor has taken over it looks no more, since that one does. A successor
@@ -26,7 +26,7 @@ import typing as t
 import click
 from werkzeug.debug import DebuggedApplication
 
-from .inheritance import is_child
+from .doors import url_of
 from .life import State
 from .notice import PATH, Failure, Notice
 from .restart import RestartError, serve
@@ -40,7 +40,8 @@ if t.TYPE_CHECKING:
 
 Events = t.Generator[set[tuple[t.Any, str]], None, None]
 
-log = logging.getLogger("flask_graceful")
+# Its level is not that of the server's log, which is quieter.
+log = logging.getLogger("flask_graceful.development")
 
 # How often files are looked at without any word of a change, and where there is never any; seconds.
 LOOK_TIME = 2.0
@@ -70,9 +71,13 @@ class Development:
         self._server = server
         self._sources = sources
         self._is_over = threading.Event()
+        # When the change was detected that is being started.
+        self._changed = 0.0
         self._debugged = _debugged(app, server) if has_debugger else None
         self._notice = Notice(RequestLog(self._debugged or app), self._is_trusted)
         server.app = self._notice
+        server.announce = self._announce
+        server.shutdown_initiated(self._on_draining)
         if sources is not None:
             sources.complete(_templates(app))
             # What applications ask that do something in the process alone that serves.
@@ -84,19 +89,29 @@ class Development:
         :raises ServerClosed, ListenError, PidFileError, ControlError, CertificateFileError: as
             `serve` does.
         """
-        if not is_child():
-            for line in self._banner():
-                click.echo(line)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
         with self._looking_after():
             serve(self._server)
 
-    def _banner(self) -> t.Iterator[str]:
-        """What is to be known by whoever has started it."""
+    def _announce(self, pid: int) -> None:
+        """Say what is to be known by whoever has started it."""
+        for place in self._server.places:
+            click.echo(f" * Running on {url_of(self._server, place)}")
+        click.echo(f"Press CTRL+C to quit; kill -1 {pid} restarts it without a change")
         if self._debugged is not None:
             pin = self._debugged.pin
-            yield f" * Debugger PIN: {pin}" if pin else " * Debugger PIN disabled, for everybody"
+            click.echo(
+                f" * Debugger PIN: {pin}" if pin else " * Debugger PIN disabled, for everybody"
+            )
         if self._sources is not None and not _is_installed():
-            yield MISSING
+            click.echo(MISSING)
+
+    def _on_draining(self) -> None:
+        """The process serves no more: for the new code, or for good."""
+        if self._server.service_ends is None:
+            took = f" in {time.monotonic() - self._changed:.1f} s" if self._changed else ""
+            log.info(" * Restarted%s", took)
 
     def _is_trusted(self, environ: WSGIEnvironment) -> bool:
         """May who sends this request see code that fails? As the debugger has it: a page of
@@ -137,9 +152,11 @@ class Development:
     def _restart(self, changed: t.Sequence[str]) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         log.info(" * Detected change in %r%s, restarting", os.path.relpath(changed[0]), more)
+        self._changed = time.monotonic()
         try:
             self._server.restart(wait=True)
         except RestartError as error:
+            self._changed = 0.0
             self._notice.failure = Failure(str(error), error.lines)
         except RuntimeError:
             # It is over.

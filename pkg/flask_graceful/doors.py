@@ -1,17 +1,22 @@
 """What the ways to serve an application have in common: `Graceful.run` and the two commands.
 
-Owns which errors are one line to the user, how others look, and that what the server says is seen.
+Owns which errors are one line to the user, how others look, what of the server's log is seen, and
+how an address is written that a browser opens.
 """
 
 from __future__ import annotations
 
 import logging
 import traceback
+import typing as t
 
 from .control import ControlError
 from .listeners import ListenError
 from .pidfile import PidFileError
 from .tls import CertificateFileError
+
+if t.TYPE_CHECKING:
+    from .restart import GracefulServer
 
 # What keeps a server from beginning, and is nobody's bug. Their message is one line.
 START_ERRORS = (ListenError, PidFileError, ControlError, CertificateFileError)
@@ -46,12 +51,21 @@ def print_failure(error: Exception) -> None:
     traceback.print_exception(type(error), error, trace)
 
 
-def show_log() -> None:
+def url_of(server: GracefulServer, place: str) -> str:
+    """One of the server's places, as a browser opens it."""
+    return place if place.startswith("unix:") else f"{server.scheme.lower()}://{place}"
+
+
+def show_log(develops: bool = False) -> None:
     """Have the log of the server seen, whatever the application that was loaded makes of its own;
-    a level that it has chosen for this one counts."""
+    a level that it has chosen for this one counts.
+
+    :param develops: in the development mode, which tells of each restart in its own words. What is
+        wrong is seen there, too.
+    """
     log = logging.getLogger("flask_graceful")
     if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.WARNING if develops else logging.INFO)
     # The stdlib's dictConfig switches off the loggers that it finds, unless told otherwise; the
     # reasons of failed requests and restarts would be lost.
     log.disabled = False

@@ -23,24 +23,13 @@ from flask import Flask, cli, current_app, has_app_context, has_request_context,
 from flask.helpers import get_debug_flag, get_load_dotenv
 
 from . import health, metrics
-from .appstate import (
-    NAME,
-    AddressHook,
-    AppState,
-    Hook,
-    Points,
-    default_address,
-    make_server,
-    state_of,
-)
+from .apprun import check_place, for_server, serve_app
+from .appstate import NAME, AddressHook, AppState, Hook, Points, make_server, state_of
 from .configuration import check_options
 from .doors import START_ERRORS, show_log
-from .inheritance import inheritance
-from .listeners import parse_address
 from .loader import is_loading
-from .restart import GracefulServer, serve
-from .server import Server, ServerClosed
-from .settings import MOST_PORT, NO_FUNCTION, checked_function, checked_hook
+from .server import Server
+from .settings import NO_FUNCTION, checked_function, checked_hook
 from .statuspage import create_blueprint
 
 if t.TYPE_CHECKING:
@@ -50,21 +39,6 @@ T = t.TypeVar("T")
 AHook = t.TypeVar("AHook", bound=Hook)
 AnAddressHook = t.TypeVar("AnAddressHook", bound=AddressHook)
 
-_BY_COMMAND = "debug=True restarts when code changes, and `flask graceful run --debug` takes "
-_NOTICES = "debug=True notices changes at once, where watchfiles is installed"
-# What app.run() takes besides, and what is said here instead.
-_WERKZEUGS = {
-    "threaded": "requests always run in threads; threads=N is the most of them",
-    "processes": "workers=N serves with several processes",
-    "use_reloader": _BY_COMMAND + "--no-reload",
-    "use_debugger": "debug=True shows exceptions, and `flask graceful run --debug` takes "
-    "--no-debugger",
-    "use_evalex": "debug=True shows exceptions with a console, for who knows the PIN",
-    "extra_files": _BY_COMMAND + "--extra-files",
-    "exclude_patterns": _BY_COMMAND + "--exclude-patterns",
-    "reloader_interval": _NOTICES,
-    "reloader_type": _NOTICES,
-}
 # What `run` is given that gets no application.
 _NO_APP: t.Any = None
 
@@ -163,7 +137,7 @@ class Graceful:
                 "graceful.run(app)"
             )
         state_of(app)
-        _check_place()
+        check_place()
         if is_loading() or os.environ.get("FLASK_RUN_FROM_CLI") == "true":
             click.secho(
                 " * Ignoring a call to 'graceful.run()' that would block the command that imports "
@@ -178,10 +152,10 @@ class Graceful:
         if debug is not None:
             app.debug = bool(debug)
         certificate = options.pop("ssl_context", None)
-        options = _for_server(app, host, port, options)
-        show_log()
+        options = for_server(app, host, port, options)
+        show_log(app.debug)
         try:
-            _serve(app, make_server(app, options, certificate))
+            serve_app(app, make_server(app, options, certificate))
         except START_ERRORS as error:
             sys.exit(f"{app.name}: {error}")
 
@@ -318,96 +292,6 @@ class Graceful:
                 "`with app.app_context():`; what a thread or a stream needs can be got before"
             )
         return state_of(current_app).server
-
-
-def _serve(app: Flask, server: GracefulServer) -> None:
-    pid = os.getpid() if inheritance().worker is None else os.getppid()
-    server.before_begin(partial(_announce, app, server, pid))
-    try:
-        if not app.debug:
-            serve(server)
-            return
-        from .development import Development
-        from .sources import Sources
-
-        sources = Sources()
-        sources.begin()
-        Development(app, server, sources, has_debugger=True).serve()
-    except ServerClosed:
-        # Told to stop before it began.
-        pass
-
-
-def _check_place() -> None:
-    """:raises RuntimeError: nothing can be served from here."""
-    if has_request_context():
-        raise RuntimeError(
-            "graceful.run() was called while a request is served: call it once, at the end of the "
-            "program"
-        )
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError(
-            "graceful.run() handles signals and must be called in the main thread; in another one, "
-            "use Server(addr, app).listen_and_serve()"
-        )
-
-
-def _for_server(
-    app: Flask, host: str | None, port: int | None, options: dict[str, t.Any]
-) -> dict[str, t.Any]:
-    """The options of `run`, with what `app.run` calls otherwise among them."""
-    options = dict(options)
-    for name, remedy in _WERKZEUGS.items():
-        if name in options:
-            raise TypeError(f"{name} is an option of Werkzeug's server; {remedy}")
-    if host is not None or port is not None:
-        if "bind" in options:
-            raise TypeError("run(): give either bind, or host and port")
-        options["bind"] = _address(app, host, port)
-    if app.debug:
-        # The debugger's frames are in one process.
-        options["workers"] = count = options.get("workers") or 1
-        if isinstance(count, int) and count > 1:
-            raise ValueError(
-                f"workers={count}: the debugger and the restart on changes need a single worker; "
-                "leave out workers, or debug"
-            )
-    return options
-
-
-def _address(app: Flask, host: str | None, port: int | None) -> str:
-    """Where `run` is to listen.
-
-    :raises TypeError, ValueError: it names which of the two is wrong.
-    """
-    if host is not None and not isinstance(host, str):
-        raise TypeError(f"host: expected a text such as '127.0.0.1', got {host!r}")
-    if port is not None:
-        try:
-            # As app.run does it: the environment has digits.
-            port = int(port)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"port: expected a whole number, got {port!r}") from None
-        if not 0 <= port <= MOST_PORT:
-            raise ValueError(f"port: expected 0 to {MOST_PORT}, got {port}")
-    address = default_address(app, host, port)
-    try:
-        return parse_address(address).text
-    except ValueError as error:
-        raise ValueError(f"host: {error}") from None
-
-
-def _announce(app: Flask, server: GracefulServer, pid: int, addr: str) -> None:
-    """Say where the application is, on standard output as app.run does.
-
-    :param pid: the process that is to be signalled.
-    """
-    scheme = "http" if server._serves_with is None else "https"
-    url = f"unix:{addr}" if addr[:1] in "/@" else f"{scheme}://{addr}"
-    click.echo(
-        f" * Serving Flask app {app.name!r} on {url} "
-        f"(kill -1 {pid} restarts it, kill {pid} stops it)"
-    )
 
 
 def _until(

@@ -187,12 +187,13 @@ def _serve(
     from .restart import serve
     from .server import ServerClosed
 
-    show_log()
+    develops = sources is not None or has_debugger
+    show_log(develops)
     try:
         server = _make_server(app, options, certificate)
         # Whoever calls the command needs the pid, whatever hooks the application has.
         server.always_logs_start = True
-        if sources is None and not has_debugger:
+        if not develops:
             serve(server)
             return
         from .development import Development

@@ -29,6 +29,8 @@ if t.TYPE_CHECKING:
     from .listeners import Listener
     from .restart import GracefulServer
 
+log = logging.getLogger("flask_graceful")
+
 
 def check_workers(servers: t.Sequence[GracefulServer]) -> None:
     """Can these be served by workers?
@@ -68,7 +70,10 @@ def become_supervisor(servers: t.Sequence[GracefulServer]) -> t.NoReturn:
     for name in (*NAMES, VARIABLE):
         environ.pop(name, None)
     inherited = take_inheritance()
-    settings = dataclasses.asdict(servers[0].settings)
+    settings = {
+        **dataclasses.asdict(servers[0].settings),
+        "log_level": log.getEffectiveLevel(),
+    }
     PidFile(settings["pid_file"]).check()
     # Those that an older process has are kept, for it may need them back.
     listeners = [*inherited.listeners, *_bind(servers, inherited.listeners)]

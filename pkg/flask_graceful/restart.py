@@ -65,6 +65,9 @@ class GracefulServer(ReliefServer, HookPoints):
     _listeners: t.Sequence[Listener] = ()
     # Is the start logged although there is a hook that could do it?
     always_logs_start = False
+    # Says where the service is, in place of the log. Called with the pid that is to be signalled,
+    # once for each.
+    announce: t.Callable[[int], object] | None = None
     # Variables that workers find in their environment besides.
     worker_environment: t.Mapping[str, str] = {}
 
@@ -222,6 +225,11 @@ class GracefulServer(ReliefServer, HookPoints):
         return 0 if self._life is None else self._life.generation
 
     @property
+    def scheme(self) -> str:
+        """What it is asked by: HTTP, or HTTPS."""
+        return "HTTP" if self._serves_with is None else "HTTPS"
+
+    @property
     def places(self) -> list[str]:
         """The addresses that it really has, as they are written."""
         return [one.place for one in self._listeners]
@@ -288,14 +296,21 @@ class GracefulServer(ReliefServer, HookPoints):
 
         :param old: the pid of the process that served before; 0: none.
         """
+        if self.announce is not None:
+            worker = inheritance().worker
+            if worker is None:
+                self.announce(os.getpid())
+            elif (worker["generation"], worker["slot"]) == (1, 0):
+                # The supervisor's pid is the same for all of them, and for ever.
+                self.announce(os.getppid())
+            return
         if self._hooks.before_begin and not self.always_logs_start:
             return
         pid = os.getpid()
-        scheme = "HTTP" if self._serves_with is None else "HTTPS"
         for listener, place in zip(self._listeners, self.places, strict=True):
             if listener.inherited_as.startswith("systemd:") and not old:
                 log.info("%d Listening on init activated %s", pid, place)
-            log.info("%d Serving %s on %s", pid, scheme, place)
+            log.info("%d Serving %s on %s", pid, self.scheme, place)
         if old:
             where = ", ".join(self.places)
             log.info(
@@ -418,4 +433,5 @@ def _log_to_stderr_by_default() -> None:
     """Go's log package prints unasked; what signals do must be seen when nobody set up logging."""
     if not log.hasHandlers():
         log.addHandler(logging.StreamHandler())
-        log.setLevel(logging.INFO)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)

@@ -73,6 +73,7 @@ class Supervisor:
         self._exit_status = 0
         self._pid_file = PidFile("")
         self._watchdog_timer = Timer(self._watchdog)
+        self._set_log_level()
 
     def _make_acts(self) -> dict[str, t.Callable[[Worker, dict[str, t.Any]], object]]:
         """What is done when a worker says something, by the word for it."""
@@ -276,6 +277,7 @@ class Supervisor:
         self._look_for_old()
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
         self._name_pid_file()
+        self._set_log_level()
         self.office.open_again()
         self._limit_generations()
 
@@ -335,6 +337,10 @@ class Supervisor:
             self._pid_file.remove()
             self._pid_file = PidFile(path)
         self._pid_file.write_again()
+
+    def _set_log_level(self) -> None:
+        """What the code which serves has chosen for its own log. An older program does not say."""
+        log.setLevel(self.team.settings.get("log_level", logging.INFO))
 
 
 def main() -> t.NoReturn:

@@ -128,6 +128,8 @@ class WorkerLife(Life):
             "settings": {
                 **dataclasses.asdict(self.settings),
                 "pid_file": PidFile(self.settings.pid_file).path,
+                # Theirs who asked for silence, or for more.
+                "log_level": log.getEffectiveLevel(),
             },
             "may_refuse": {
                 "restart": any(server.may_refuse_restart for server in self._servers),
