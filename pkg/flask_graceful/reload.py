@@ -249,7 +249,7 @@ class Reload:
         else:
             is_mixed = turnover is not None and turnover.has_begun()
             what = "what has taken over stays" if is_mixed else "nothing has changed"
-            self._supervisor.on_failure(reason, lines, what + "." + quotation)
+            self._supervisor.on_failure(reason, what + "." + quotation)
         waiting, self.waiting = self.waiting, []
         for outcome in waiting:
             outcome.error(reason, lines)

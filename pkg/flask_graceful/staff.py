@@ -41,6 +41,23 @@ class Duty(enum.Enum):
     DRAINING = "draining"
 
 
+class Asking:
+    """A worker that has asked for a reload, and waits for its end.
+
+    :param number: the question's, among those of this worker.
+    """
+
+    def __init__(self, worker: Worker, number: int) -> None:
+        self.worker = worker
+        self.number = number
+
+    def result(self, data: dict[str, t.Any]) -> None:
+        """It knows, since it has given way."""
+
+    def error(self, reason: str, lines: t.Sequence[str] = ()) -> None:
+        self.worker.say({"refused": reason, "lines": list(lines), "number": self.number})
+
+
 class Worker(Child):
     """One worker.
 

@@ -34,7 +34,7 @@ from .pidfile import PidFile
 from .reload import Reload
 from .replacement import Replacement
 from .signals import Signals
-from .staff import KILL_TIME, Duty, Worker
+from .staff import KILL_TIME, Asking, Duty, Worker
 from .team import Team
 
 log = logging.getLogger("flask_graceful")
@@ -68,7 +68,7 @@ class Supervisor:
         self._replacement = Replacement(self)
         self.ending = Ending(self)
         self.office = Office(self, state["office"])
-        self.reload.waiting = list(self.office.waiting)
+        self.reload.waiting = [*self.office.waiting, *self._asking(state.get("asking", ()))]
         self._acts = self._make_acts()
         self._exit_status = 0
         self._pid_file = PidFile("")
@@ -103,6 +103,11 @@ class Supervisor:
             "streams": self._streams.record(),
             "office": self.office.record(),
             "restarts": self.history.record(),
+            "asking": [
+                (one.worker.pid, one.number)
+                for one in self.reload.waiting
+                if isinstance(one, Asking)
+            ],
         }
         return state, [*self.team.fds(), *self._streams.fds(), *self.office.fds()]
 
@@ -219,7 +224,14 @@ class Supervisor:
 
     def _on_reload(self, worker: Worker, said: dict[str, t.Any]) -> None:
         log.info("%d Worker %d asks for a reload.", os.getpid(), worker.pid)
-        self.reload.ask()
+        self.reload.ask(Asking(worker, said["reload"]))
+
+    def _asking(self, known: t.Iterable[tuple[int, int]]) -> t.Iterator[Asking]:
+        """Those workers that wait for the reload that the program before this one has begun."""
+        for pid, number in known:
+            worker = self.team.find(pid)
+            if worker is not None:
+                yield Asking(worker, number)
 
     def _on_stop(self, worker: Worker, said: dict[str, t.Any]) -> None:
         log.info("%d Worker %d asks for a stop.", os.getpid(), worker.pid)
@@ -301,15 +313,12 @@ class Supervisor:
         self._exit_status = 1
         self.ending.is_begun = True
 
-    def on_failure(self, reason: str, lines: t.Sequence[str], what: str) -> None:
+    def on_failure(self, reason: str, what: str) -> None:
         """New workers do not come to serve, in place of older ones.
 
-        :param lines: what they have printed last.
         :param what: what this means, for the log.
         """
         self.history.fail(reason)
-        # First: who reads the log and asks again is not to get this answer.
-        self.team.tell(Duty.SERVING, {"refused": reason, "lines": list(lines)})
         log.error("%d Reload failed: %s; %s", os.getpid(), reason, what)
         if not self.is_stopping:
             self.notifier.ready(f"Reload failed: {reason}")

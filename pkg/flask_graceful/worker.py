@@ -68,8 +68,9 @@ class WorkerLife(Life):
         self._signalled: set[int] = set()
         self._echoes: dict[int, float] = {}
         self._echo_timer = Timer(self._on_own_signals)
-        # Who waits for the end of a reload.
-        self._tellers: list[Tell] = []
+        # Who waits for the end of a reload, by the number of the question.
+        self._tellers: dict[int, Tell] = {}
+        self._asked = 0
         # Has the supervisor said so?
         self._accepts = False
         # Has this process asked for a stop?
@@ -216,8 +217,8 @@ class WorkerLife(Life):
         self._say({"answer": answer, "number": record.data["number"]})
 
     def _on_refused(self, record: Record) -> None:
-        # An older supervisor says no lines.
-        self._answer(Reason.of(record.data["refused"], record.data.get("lines", [])))
+        tell = self._tellers.pop(record.data["number"], to_nobody)
+        tell(Reason.of(record.data["refused"], record.data["lines"]))
 
     def _give_way(self, channels: list[Channel], listening: dict[str, bool]) -> None:
         """Let connections go to other workers, from now on or instead of to former ones."""
@@ -228,7 +229,7 @@ class WorkerLife(Life):
         self._heirs.name(channels)
         if self.state is State.RUNNING:
             self._relieve(listening)
-        self._answer("")
+        self._answer_all("")
 
     def _begin_delay(self) -> None:
         """The service is about to end: serve on, and let the application say so."""
@@ -261,9 +262,9 @@ class WorkerLife(Life):
             return "" if self._may_stop() else "refused by before_shutdown hook"
         return next(filter(None, (server.why_no_restart() for server in self._servers)), "")
 
-    def _answer(self, reason: str) -> None:
-        tellers, self._tellers = self._tellers, []
-        for tell in tellers:
+    def _answer_all(self, reason: str) -> None:
+        tellers, self._tellers = self._tellers, {}
+        for tell in tellers.values():
             tell(reason)
 
     def _lose_supervisor(self, channel: Channel) -> None:
@@ -271,7 +272,7 @@ class WorkerLife(Life):
         channel.close()
         self._supervisor = None
         log.error("%d The supervisor has ended; so does this worker.", os.getpid())
-        self._answer("the supervisor has ended")
+        self._answer_all("the supervisor has ended")
         self._stop(None)
 
     # What this process asks for.
@@ -298,8 +299,9 @@ class WorkerLife(Life):
             self._say({"replace": reason})
 
     def restart(self, tell: Tell = to_nobody) -> None:
-        self._tellers.append(tell)
-        self._say({"reload": True})
+        self._asked += 1
+        self._tellers[self._asked] = tell
+        self._say({"reload": self._asked})
 
     def restart_for(self, record: Record) -> None:
         for fd in record.fds:
