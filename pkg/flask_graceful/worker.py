@@ -44,7 +44,7 @@ log = logging.getLogger("flask_graceful")
 # The most that the supervisor may take to bind an address, in seconds.
 ANSWER_TIME = 30.0
 # How long it may take to say that it has got a signal, too; in seconds.
-ECHO_TIME = 0.2
+ECHO_TIME = 0.5
 
 _QUIT = getattr(signal, "SIGQUIT", None)
 
