@@ -17,7 +17,7 @@ import pytest
 from conftest import Client, Live, wait_until
 from flask_graceful.exchange import Exchange
 from program import Hosted, Program, ask, connect, one_server, pid_from, serving_pids
-from service import Service
+from service import Service, crowd
 from test_server import GET, Gate, Start, hello
 from test_tls import Begin, files, secure  # noqa: F401  fixtures
 
@@ -575,7 +575,9 @@ def test_a_worker_with_a_stuck_request_is_replaced_once(
         service.let_go("go")
         assert pid_from_held(stuck) == pid
     service.wait_gone(pid)
-    assert new in {service.ask() for _ in range(10)}
+    (other,) = set(service.workers()) - {pid}
+    with crowd(service, [other, new]) as clients:
+        assert set(clients.values()) == {other, new}
     assert service.one.log.count("is to be replaced") == 1
     service.signal(signal.SIGTERM)
     service.check_over()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Client, Live, suspend, wait_until
 from flask_graceful.ask import is_alive
+from service import wait_accepting
 from test_extension import Hello
 from test_extension import hello as hello  # a fixture
 
@@ -86,6 +87,8 @@ def test_whoever_asks_for_metrics_shuts_nobody_out(hello: Hello) -> None:
     """The supervisor hears 32 at a time, each for a second when a worker hangs."""
     hello.start(ON, "graceful.run(app, port=0, workers=2)")
     hanging = workers_of(hello.one)[0]
+    # Else all may be with the one that hangs, and nobody asks.
+    wait_accepting(hello.one.pid, 2)
 
     def descriptors() -> int:
         return len(os.listdir(f"/proc/{hello.one.pid}/fd"))
