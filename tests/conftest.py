@@ -38,6 +38,14 @@ def wait_until(condition: t.Callable[[], t.Any], what: str, seconds: float = DEA
         time.sleep(0.005)
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file as editors do: it is the old one or the new one, and nothing between. A process
+    may start at any moment."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
 def suspend(pid: int) -> None:
     """Have a process hang. It does nothing any more when this returns."""
     os.kill(pid, signal.SIGSTOP)

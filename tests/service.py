@@ -12,7 +12,7 @@ import typing as t
 from collections import Counter
 from pathlib import Path
 
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, replace, wait_until
 from flask_graceful import shares
 from load import KeptLoad, Load
 
@@ -79,7 +79,7 @@ class Service:
     ) -> None:
         text = PROGRAM.replace("#ADDR", repr(addr)).replace("#RELEASE", release)
         text = text.replace("#OPTIONS", repr({"workers": 2, **options})).replace("#MORE", more)
-        (self.directory / "program.py").write_text(text + end)
+        replace(self.directory / "program.py", text + end)
 
     def begin(self, more: str = "", *, env: dict[str, str] | None = None, **options: t.Any) -> Live:
         """Start it, and wait for nothing."""
