@@ -25,6 +25,8 @@ pytest.register_assert_rewrite("flaskapp", "load", "program", "service", "status
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 20.0
+# How much later than it should something may come, in seconds: the machine does other things too.
+SLACK = 4.0
 
 
 def wait_until(condition: t.Callable[[], t.Any], what: str, seconds: float = DEADLINE) -> t.Any:
@@ -37,6 +39,14 @@ def wait_until(condition: t.Callable[[], t.Any], what: str, seconds: float = DEA
         if time.monotonic() > end:
             raise AssertionError(f"{what}: not within {seconds} s")
         time.sleep(0.005)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file as editors do: it is the old one or the new one, and nothing between. A process
+    may start at any moment."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
 
 
 def suspend(pid: int) -> None:

@@ -10,7 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import Client, Live
+from conftest import Client, Live, replace
 
 # It answers as `load` wants it, with what it was asked; and tells which settings it has.
 APP = """
@@ -69,12 +69,9 @@ class FlaskApp:
         self.replace(name, text)
 
     def replace(self, name: str, text: str) -> None:
-        """Write a file as editors do: it is the old one or the new one, and nothing between."""
         path = self.directory / name
         path.parent.mkdir(exist_ok=True)
-        new = path.with_suffix(".new")
-        new.write_text(text)
-        new.rename(path)
+        replace(path, text)
 
     def run(self, *flags: str, command: t.Sequence[str] = COMMAND, **env: str) -> Live:
         """Start it on a free port, unless the flags name another address, and wait for it."""

@@ -7,7 +7,7 @@ import threading
 import typing as t
 from pathlib import Path
 
-from conftest import Client, Live, Running, wait_until
+from conftest import Client, Live, Running, replace, wait_until
 from flask_graceful import GracefulServer, ServerClosed, State
 
 HEAD = """
@@ -58,7 +58,7 @@ class Program:
         self._live = live
 
     def write(self, text: str) -> None:
-        (self.directory / "program.py").write_text(HEAD + text)
+        replace(self.directory / "program.py", HEAD + text)
 
     def start(self, text: str, *words: str, **env: str) -> Live:
         self.write(text)

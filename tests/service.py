@@ -7,10 +7,13 @@ import contextlib
 import os
 import re
 import signal
+import struct
 import typing as t
+from collections import Counter
 from pathlib import Path
 
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, replace, wait_until
+from flask_graceful import shares
 from load import KeptLoad, Load
 
 # Every process that loads it says so. It answers with its pid and what it was told; a request for
@@ -76,7 +79,7 @@ class Service:
     ) -> None:
         text = PROGRAM.replace("#ADDR", repr(addr)).replace("#RELEASE", release)
         text = text.replace("#OPTIONS", repr({"workers": 2, **options})).replace("#MORE", more)
-        (self.directory / "program.py").write_text(text + end)
+        replace(self.directory / "program.py", text + end)
 
     def begin(self, more: str = "", *, env: dict[str, str] | None = None, **options: t.Any) -> Live:
         """Start it, and wait for nothing."""
@@ -85,9 +88,9 @@ class Service:
         return self.one
 
     def start(self, more: str = "", **options: t.Any) -> Service:
-        """Start it, and wait until its first generation serves."""
+        """Start it, and wait until all workers of its first generation accept."""
         self.begin(more, **options)
-        self.workers(1)
+        wait_accepting(self.pid, len(self.workers(1)))
         return self
 
     @property
@@ -128,6 +131,7 @@ class Service:
         assert not set(old) & set(new)
         for pid in old:
             self.wait_gone(pid)
+        wait_accepting(self.pid, len(new))
         return new
 
     def wait_gone(self, pid: int) -> None:
@@ -165,6 +169,40 @@ class Service:
             assert is_refused(self.port)
         if is_quiet:
             check_quiet(self.one)
+
+
+def wait_accepting(supervisor: int, count: int) -> None:
+    """Wait until so many of its workers accept.
+
+    The supervisor says that they serve when it has told them to. As long as one has not heard it,
+    the others take all connections, as they should.
+    """
+
+    def numbers() -> list[int]:
+        for path in Path(f"/proc/{supervisor}/fd").iterdir():
+            # One may be closed meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if "flask-graceful-shares" in os.readlink(path):
+                    return [number for (number,) in struct.iter_unpack("=I", path.read_bytes())]
+        return []
+
+    wait_until(
+        lambda: sum(number != shares.NONE for number in numbers()) >= count,
+        f"{count} workers accept",
+    )
+
+
+@contextlib.contextmanager
+def crowd(service: Service, workers: t.Collection[int]) -> t.Iterator[dict[Client, int]]:
+    """Clients with idle connections, a few at least at each of these workers, and who has them."""
+    with contextlib.ExitStack() as stack:
+        clients: dict[Client, int] = {}
+        wait_accepting(service.pid, len(workers))
+        while min(Counter(clients.values())[pid] for pid in workers) < 5:
+            assert len(clients) < 500
+            client = stack.enter_context(Client(service.address))
+            clients[client] = pid_from(client)
+        yield clients
 
 
 def check_quiet(one: Live) -> None:

@@ -16,7 +16,7 @@ import typing as t
 from collections import Counter
 from pathlib import Path
 
-from conftest import DEADLINE, Client, Live
+from conftest import DEADLINE, Client, Live, replace
 from load import Load
 
 # It notes each connection's states in the file `states`, which outlives a killed process; a
@@ -65,7 +65,7 @@ class Program:
         self._live = live
 
     def write(self, more: str = "") -> None:
-        (self.directory / "program.py").write_text(PROGRAM.replace("#MORE", more))
+        replace(self.directory / "program.py", PROGRAM.replace("#MORE", more))
 
     def start(self, more: str = "", **options: t.Any) -> Live:
         self.write(more)

@@ -10,7 +10,7 @@ import time
 import typing as t
 
 import pytest
-from conftest import Client, Running, wait_until
+from conftest import SLACK, Client, Running, wait_until
 from flask_graceful import ConnState, Server, ServerClosed, ShutdownTimeout
 
 Start = t.Callable[..., Running]
@@ -194,7 +194,7 @@ def test_a_blocking_request_does_not_delay_others(running: Start) -> None:
             gate.wait()
         began = time.monotonic()
         assert fast.get()[0] == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SLACK
         gate.leave.set()
         for client in slow:
             with client:
@@ -284,7 +284,7 @@ def test_pipelining_without_end_neither_fills_memory_nor_stops_others(running: S
             with one.connect() as client:
                 began = time.monotonic()
                 assert client.get()[0] == 200
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < SLACK
         for connection in one.server.connections():
             assert len(connection._wire.inbox.data) < 200_000
     finally:
@@ -386,7 +386,7 @@ def test_S2_idle_connections_are_closed_at_once(running: Start) -> None:
         client.get()
         began = time.monotonic()
         one.server.shutdown()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < SLACK
         assert client.is_closed()
 
 
@@ -404,10 +404,10 @@ def test_S3_S4_a_new_connection_may_still_send_its_request(running: Start) -> No
 
 def test_S3_new_connections_count_as_idle_after_five_seconds(running: Start) -> None:
     one = running(hello)
+    began = time.monotonic()
     with one.connect() as client:
-        began = time.monotonic()
-        one.server.shutdown(timeout=10)
-        assert 4.5 < time.monotonic() - began < 7.2
+        one.server.shutdown(timeout=20)
+        assert 4.5 < time.monotonic() - began < 7 + SLACK
         assert client.is_closed()
 
 
@@ -578,7 +578,7 @@ def test_K4_state_sequences(running: Start) -> None:
         ({"read_header_timeout": 0.4}, b"GET / HT", 0.4),
         ({"read_timeout": 0.4}, b"GET / HTTP/1.1\r\n", 0.4),
         ({"idle_timeout": 0.4}, GET, 0.4),
-        ({"idle_timeout": 0.4, "read_timeout": 2}, GET, 0.4),
+        ({"idle_timeout": 0.4, "read_timeout": 60}, GET, 0.4),
         ({"read_timeout": 0.4}, GET, 0.4),
     ],
 )
@@ -590,19 +590,20 @@ def test_TM_silence_ends_a_connection_silently(
         client.send(sent)
         if sent == GET:
             client.response()
-            began = time.monotonic()
         assert client.is_closed()
-        assert expected - 0.05 < time.monotonic() - began < expected + 0.5
+        assert expected - 0.05 < time.monotonic() - began < expected + SLACK
 
 
 def test_TM1_dripping_bytes_do_not_extend_the_deadline(running: Start) -> None:
     with running(hello, read_header_timeout=0.5).connect() as client:
         began = time.monotonic()
-        for byte in b"GET / HTTP/1.1":
-            client.send(bytes([byte]))
-            if client.is_closed(0.08):
-                break
-        assert 0.45 < time.monotonic() - began < 1.0
+        client.send(b"GET /")
+        # A byte that comes too late is answered by a reset.
+        with contextlib.suppress(ConnectionError):
+            while not client.is_closed(0.08):
+                client.send(b"a")
+                assert time.monotonic() - began < 0.5 + SLACK
+        assert time.monotonic() - began > 0.45
 
 
 def test_TM8_idle_timeout_does_not_apply_to_a_new_connection(running: Start) -> None:

@@ -13,7 +13,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Client, Live, wait_until
+from conftest import DEADLINE, SLACK, Client, Live, wait_until
 from flask_graceful import Connection, ConnState, Server, ServerClosed
 from test_server import GET, Gate, Start, hello
 
@@ -212,11 +212,11 @@ def test_S12_a_pause_of_accepting_does_not_delay_a_shutdown(
     sock.accept_error = errno.EMFILE
     serving = Serving(one.server, sock)
     with Client(sock.address):
-        wait_until(lambda: "retrying in 640ms" in caplog.text, "a long pause")
+        wait_until(lambda: "retrying in 1s" in caplog.text, "a long pause")
         began = time.monotonic()
         one.server.shutdown(timeout=0)
         assert isinstance(serving.join(), ServerClosed)
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 0.8
     assert sock.closed == 1
 
 
@@ -380,7 +380,7 @@ def test_K7_what_the_hook_of_the_end_sees(running: Start) -> None:
 
 
 def took(began: float, seconds: float) -> bool:
-    return seconds - 0.05 < time.monotonic() - began < seconds + 0.5
+    return seconds - 0.05 < time.monotonic() - began < seconds + SLACK
 
 
 def test_TM2_the_header_time_begins_with_the_first_bytes(running: Start) -> None:
@@ -396,7 +396,7 @@ def test_TM2_the_header_time_begins_with_the_first_bytes(running: Start) -> None
 def test_TM7_a_request_that_came_in_time_is_served_however_late(running: Start) -> None:
     """The only thread sees it after the idle time, together with the idle time's end."""
     gate = Gate()
-    limit = 0.5
+    limit = 1.0
     one = running(hello, threads=1, idle_timeout=limit)
     with one.connect() as client, one.connect() as other:
         assert client.get()[2] == b"hello"
@@ -442,7 +442,7 @@ def test_TM4_the_head_may_take_its_own_time_and_the_body_has_its_own(running: St
     with one.connect() as client:
         began = time.monotonic()
         client.send(HEAD).rest()
-        assert began + 0.35 < errors[0] < began + 0.9
+        assert began + 0.35 < errors[0] < began + 0.4 + SLACK
 
 
 def test_TM10_write_timeout_counts_from_the_head_for_each_request(running: Start) -> None:
@@ -454,16 +454,16 @@ def test_TM10_write_timeout_counts_from_the_head_for_each_request(running: Start
             return hello(environ, start_response)
         return gates[int(environ["QUERY_STRING"])](environ, start_response)
 
-    one = running(app, write_timeout=0.5)
+    one = running(app, write_timeout=1)
     with one.connect() as client:
         for i, gate in enumerate(gates):
-            threading.Timer(0.3, gate.leave.set).start()
+            threading.Timer(0.4, gate.leave.set).start()
             assert client.get(f"/?{i}")[2] == b"late"
         # It does not limit idle time.
-        assert not client.is_closed(0.7)
+        assert not client.is_closed(1.2)
         # It includes the upload: the answer comes too late.
         client.send(HEAD)
-        assert not client.is_closed(0.7)
+        assert not client.is_closed(1.2)
         assert client.send(b"12345").rest() == b""
 
 

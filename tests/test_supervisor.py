@@ -10,7 +10,6 @@ import re
 import signal
 import time
 import typing as t
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,11 @@ from service import (
     GENERATION,
     Service,
     check_nothing_lost,
+    crowd,
     is_refused,
     pid_from,
     said_by,
+    wait_accepting,
 )
 
 # How often a stop is tried whose outcome is a matter of milliseconds.
@@ -47,18 +48,6 @@ def load(service: Service) -> t.Iterator[KeptLoad]:
         kept.stop()
         fresh.stop()
     check_nothing_lost(kept, fresh)
-
-
-@contextlib.contextmanager
-def crowd(service: Service) -> t.Iterator[dict[Client, int]]:
-    """Clients with idle connections, a few at least at each worker, and who has them."""
-    with contextlib.ExitStack() as stack:
-        clients: dict[Client, int] = {}
-        while min(Counter(clients.values())[pid] for pid in service.workers()) < 5:
-            assert len(clients) < 500
-            client = stack.enter_context(Client(service.address))
-            clients[client] = pid_from(client)
-        yield clients
 
 
 def is_stopped(pid: int) -> bool:
@@ -171,7 +160,7 @@ def test_killed_worker_is_replaced_at_once(service: Service) -> None:
     """Its own connections break, and no other one."""
     service.start()
     victim, other = service.workers()
-    with crowd(service) as clients:
+    with crowd(service, service.workers()) as clients:
         assert set(clients.values()) == {victim, other}
         os.kill(victim, signal.SIGKILL)
         service.one.wait_for(
@@ -186,6 +175,7 @@ def test_killed_worker_is_replaced_at_once(service: Service) -> None:
             else:
                 assert pid_from(client) == other
         # It has the fewest.
+        wait_accepting(service.pid, 2)
         assert service.ask() == new
     assert len(service.reload()) == 2
 
@@ -221,7 +211,7 @@ def test_worker_that_dies_each_time_is_started_more_and_more_rarely(
     service.start()
     victim, other = service.workers()
     died = rf"^{service.pid} Worker \d+ {how} after [\d.]+ seconds; another one is started in "
-    with crowd(service) as clients:
+    with crowd(service, service.workers()) as clients:
         kept = [client for client, pid in clients.items() if pid == other]
         service.write(more, release="bad")
         os.kill(victim, signal.SIGKILL)

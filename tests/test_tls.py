@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Client, Live, Running, wait_until
+from conftest import SLACK, Client, Live, Running, wait_until
 from flask_graceful import CertificateFileError, ConnState, Server, ServerClosed
 from flask_graceful.listeners import parse_address
 from flask_graceful.server import HTTPS_PORT
@@ -276,7 +276,7 @@ def test_X1_silent_handshakes_delay_nobody(secure: Begin, files: Files, poller: 
     with one.connect() as client:
         for _ in range(5):
             assert client.get()[2] == b"hello"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < SLACK
     for plain in silent:
         plain.sock.close()
 
@@ -510,8 +510,8 @@ def test_clients_that_go_away_later_are_no_line_at_all(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"read_timeout": 3, "read_header_timeout": 2, "write_timeout": 0.4}, 0.4),
-        ({"read_timeout": 3, "read_header_timeout": 0.4}, 0.4),
+        ({"read_timeout": 60, "read_header_timeout": 50, "write_timeout": 0.4}, 0.4),
+        ({"read_timeout": 60, "read_header_timeout": 0.4}, 0.4),
         ({"read_timeout": 0.4, "write_timeout": 0, "idle_timeout": 0.1}, 0.4),
     ],
 )
@@ -530,16 +530,16 @@ def test_TM16_the_nearest_time_out_ends_a_handshake(
             began = time.monotonic()
             client.send(data)
             client.rest()
-            assert expected - 0.05 < time.monotonic() - began < expected + 0.5
+            assert expected - 0.05 < time.monotonic() - began < expected + SLACK
     assert handshake_errors(caplog) == ["i/o timeout"] * 4
 
 
 def test_TM1_TM16_the_handshake_s_deadline_ends_with_it(secure: Begin) -> None:
-    one = secure(hello, read_header_timeout=0.8, write_timeout=0.3)
+    one = secure(hello, read_header_timeout=1.5, write_timeout=0.3)
     began = time.monotonic()
     with one.connect() as client:
         assert client.is_closed()
-        assert 0.75 < time.monotonic() - began < 1.5
+        assert 1.45 < time.monotonic() - began < 1.5 + SLACK
     with one.connect() as client:
         assert not client.is_closed(0.5)
         assert client.get()[0] == 200
@@ -547,9 +547,9 @@ def test_TM1_TM16_the_handshake_s_deadline_ends_with_it(secure: Begin) -> None:
 
 def test_K8_a_handshake_counts_as_new(secure: Begin, caplog: pytest.LogCaptureFixture) -> None:
     one = secure(hello)
+    began = time.monotonic()
     with one.plain() as silent, one.plain() as slow:
         wait_until(lambda: len(one.server.connections()) == 2, "accepted")
-        began = time.monotonic()
         stopper = threading.Thread(target=one.server.shutdown)
         stopper.start()
         one.join()
@@ -560,7 +560,7 @@ def test_K8_a_handshake_counts_as_new(secure: Begin, caplog: pytest.LogCaptureFi
             assert (code, headers["connection"]) == (200, "close")
         assert silent.is_closed()
         stopper.join(20)
-        assert 4.5 < time.monotonic() - began < 7.2
+        assert 4.5 < time.monotonic() - began < 7 + SLACK
     assert handshake_errors(caplog) == ["use of closed network connection"]
 
 
@@ -583,7 +583,7 @@ def test_shutdown_with_idle_connections_is_quick(secure: Begin, poller: None) ->
         client.get()
     began = time.monotonic()
     one.server.shutdown(timeout=10)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < SLACK
     for client in clients:
         with client:
             assert client.is_closed()
