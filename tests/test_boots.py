@@ -9,15 +9,56 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import typing as t
 from pathlib import Path
 
 import flask_graceful
 import pytest
-from conftest import Live, open_files, wait_until
+from conftest import Live, open_files, suspend, wait_until
+from service import Service
 from steady import Fresh, Program, Steady, generation
 
 PACKAGE = Path(flask_graceful.__file__).parent
+
+
+PRINTS = """
+import subprocess
+child = "until [ -e more ]; do sleep 0.05; done; echo the child says"
+subprocess.Popen(["sh", "-c", child])
+
+@server.before_begin
+def begin(addr):
+    # It has its listeners, and needs nobody any more.
+    open(f"boots-{os.getpid()}", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    print("one\\ntwo")
+    print("three")
+"""
+
+
+def test_one_process_at_a_time_reads_what_a_worker_prints(
+    tmp_path: Path, live: t.Callable[..., Live]
+) -> None:
+    """Two of them would pass it on in any order: the supervisor until it has heard that the worker
+    is ready, and the worker from then on."""
+    service = Service(tmp_path, live).start(workers=1)
+    service.write(PRINTS, workers=1)
+    service.signal(signal.SIGHUP)
+    (boots,) = wait_until(lambda: list(tmp_path.glob("boots-*")), "the new worker")
+    new = int(boots.name.removeprefix("boots-"))
+    suspend(service.pid)
+    service.let_go("go")
+    output = os.readlink(f"/proc/{service.pid}/fd/1")
+    wait_until(lambda: os.readlink(f"/proc/{new}/fd/1") == output, "the end of its boot")
+    time.sleep(0.3)
+    assert "one" not in service.one.log.replace("loads one", "")
+    os.kill(service.pid, signal.SIGCONT)
+    service.one.wait_for("^one\ntwo\nthree$")
+    service.workers(2)
+    service.let_go("more")
+    service.one.wait_for("^the child says$")
 
 
 @pytest.fixture

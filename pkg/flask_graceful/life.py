@@ -205,7 +205,6 @@ class Life:
         inherited.close_files()
         self._streams = inherited.streams
         self._streams.restore()
-        self._streams.watch(self._loop)
         self._announce(inherited)
 
     def _acquire(self, addresses: dict[Address, float], inherited: Inheritance) -> list[Listener]:
@@ -247,6 +246,12 @@ class Life:
         """No old process is beside this one any more."""
         for server in self._servers:
             server.parent_gone.set()
+
+    def see_to_streams(self) -> None:
+        """Pass on what is printed into the pipes of this boot and of earlier ones: the process
+        before this one does not any more."""
+        if not self.is_relieved:
+            self._streams.watch(self._loop)
 
     def takes_connections(self) -> bool:
         """Can another process's connections go on here, or through here?"""
@@ -367,7 +372,7 @@ class Life:
             self.state = State.RUNNING
             # Should this process die too, it is the old one's turn.
             self._predecessor.tell_succeeded(0)
-            self._streams.watch(self._loop)
+            self.see_to_streams()
             for server in self._servers:
                 server.resume()
         if self.state is State.RUNNING:

@@ -37,6 +37,11 @@ class Origin:
             sock.set_inheritable(False)
             self._channel = Channel(sock)
 
+    @property
+    def is_there(self) -> bool:
+        """Has it not given way yet?"""
+        return self._channel is not None
+
     def give_way_to(self, worker: Worker) -> None:
         """Have the old process stop, and its connections go to this worker."""
         channel, self._channel = self._channel, None

@@ -9,6 +9,9 @@ whole blocks, what is printed without a pause, so that the tracebacks of two wor
 the successor is ready it puts the real files in the place of the pipe. Programs that it started
 meanwhile still have the pipe, so it goes on copying for them, and its successors after it, as long
 as there are any: nobody is to be killed for printing into a pipe that nobody reads.
+
+Rules: one process reads from a pipe at a time, or lines would change places. The successor begins
+when its parent has said something that it says after it has taken the rest.
 """
 
 from __future__ import annotations
@@ -160,6 +163,7 @@ class Streams:
 
     def __init__(self, targets: t.Sequence[t.Sequence[int]], fds: t.Sequence[int]) -> None:
         self._targets = targets
+        self._is_watched = False
         # By the reading ends.
         self._real = dict(zip(fds[1::2], fds[::2], strict=True))
 
@@ -182,11 +186,15 @@ class Streams:
 
     def watch(self, loop: Loop) -> None:
         """Pass on what others print, as long as there is somebody."""
+        if self._is_watched:
+            return
+        self._is_watched = True
         for reader in self._real:
             loop.watch(reader, partial(self._copy, loop, reader))
 
     def unwatch(self, loop: Loop) -> None:
         """Leave that to another process."""
+        self._is_watched = False
         for reader in self._real:
             loop.unwatch(reader)
 

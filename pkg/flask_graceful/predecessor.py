@@ -104,6 +104,8 @@ class Predecessor:
         elif "stop" in record.data:
             # The old process was told to before it knew that this one is ready.
             self._life.stop_with_others()
+        elif "streams" in record.data:
+            self._life.see_to_streams()
         elif "answer" in record.data:
             self.on_answer(self, record.data)
         elif self._life.takes_connections():

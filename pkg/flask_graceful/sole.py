@@ -79,6 +79,7 @@ class SoleLife(Life):
 
     def forget_parent(self) -> None:
         super().forget_parent()
+        self.see_to_streams()
         self.desk.forget_old_process()
 
     # Signals.
@@ -148,6 +149,7 @@ class SoleLife(Life):
         successor = self._succession.successor
         assert successor is not None
         self._streams.unwatch(self._loop)
+        successor.leave_streams()
         self.desk.shut()
         self._relieve(successor.listening)
         self._succession.answer("")

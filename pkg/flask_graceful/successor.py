@@ -88,6 +88,10 @@ class Successor(Child):
         """
         self.say({"restart": True, "waiting": list(waiting)}, fds)
 
+    def leave_streams(self) -> None:
+        """Have it see to the pipes that were read here."""
+        self.say({"streams": True})
+
     def stop(self, by_signal: bool) -> None:
         """Have it stop as soon as it serves, whatever its hooks say.
 

@@ -117,7 +117,8 @@ class Supervisor:
             self.loop.watch(self.signals.fileno(), self._on_signals)
             reexec.unblock_signals()
             self._streams.restore()
-            self._streams.watch(self.loop)
+            if not self._origin.is_there:
+                self._streams.watch(self.loop)
             self._name_pid_file()
             for worker in list(self.team.workers):
                 self.loop.watch_channel(worker.channel, partial(self._listen, worker))
@@ -288,6 +289,7 @@ class Supervisor:
         self.history.take_over()
         self._look_for_old()
         self._origin.give_way_to(self.team.on(Duty.SERVING)[0])
+        self._streams.watch(self.loop)
         self._name_pid_file()
         self._set_log_level()
         self.office.open_again()

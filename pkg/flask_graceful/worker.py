@@ -148,6 +148,8 @@ class WorkerLife(Life):
 
     def _start_accepting(self) -> None:
         self._accepts = True
+        # The supervisor has heard that it is ready.
+        self.see_to_streams()
         super()._start_accepting()
 
     def _log_end(self) -> None:
