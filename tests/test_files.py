@@ -3,6 +3,7 @@ nobody waits for a slow client and nothing stays open."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import io
@@ -91,8 +92,12 @@ def length(count: int) -> Headers:
 
 def is_open(path: Path) -> bool:
     """Has this process a descriptor of the file?"""
-    names = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
-    return str(path) in [os.readlink(name) for name in names if name.is_symlink()]
+    for name in os.listdir("/proc/self/fd"):
+        # One may be closed meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}") == str(path):
+                return True
+    return False
 
 
 def at(path: Path, offset: int, buffering: int = -1) -> t.BinaryIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -221,7 +222,7 @@ def test_viewers_see_the_state_and_are_no_requests(program: Program) -> None:
         for _ in range(4):
             state = first.next()
             assert state is not None and second.next() is not None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         (worker,) = state["status"]["workers"]
         assert state["by"] == worker["pid"] == one.pid
         assert abs(state["now"] - time.time()) < 5
@@ -362,7 +363,7 @@ def test_a_viewer_holds_up_no_restart_and_is_handed_over(program: Program) -> No
         list(stream.states())
         # On the same connection.
         second = int(stream.client.get("/")[2])
-    wait_until(lambda: is_gone(one.pid), "the old process has gone", 5)
+    wait_until(lambda: is_gone(one.pid), "the old process has gone", 30)
     assert second == serving_pids(one, 2)[1]
     assert (booting["pid"], booting["generation"]) == (second, 2)
     assert "Waiting for:" not in one.log
@@ -377,8 +378,8 @@ def test_a_viewer_holds_up_no_stop(program: Program, workers: int) -> None:
         began = time.monotonic()
         os.kill(one.pid, signal.SIGTERM)
         list(stream.states())
-        one.process.wait(20)
-        assert time.monotonic() - began < 5
+        one.process.wait(60)
+        assert time.monotonic() - began < 30
 
 
 SMALL = """
@@ -456,7 +457,11 @@ def test_the_blog_has_the_page_in_debug_mode(
 
 def listening_port(pid: int) -> int:
     """The TCP port of a process that logs none."""
-    own = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    own: set[str] = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        # One may be closed meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            own.add(os.readlink(path))
     for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]:
         words = line.split()
         if words[3] == "0A" and f"socket:[{words[9]}]" in own:
