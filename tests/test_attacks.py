@@ -35,13 +35,18 @@ def state_of(pid: int) -> str:
 
 # A supervisor that changes its program.
 
+# Seconds that no trial takes.
+MOST_TRIAL = 5.0
+
 
 def wait_for_end_of_trial(service: Service, known: set[int]) -> None:
     """Return when the trial of the new program has ended, or a moment later: the program is about
-    to be replaced. Nothing but a busy loop is quick enough."""
+    to be replaced. Nothing but a busy loop is quick enough. Who was not quick has seen a worker,
+    which does not end."""
     while not (trials := set(children(service.pid)) - known):
         pass
-    while state_of(min(trials)) not in ("Z", ""):
+    until = time.monotonic() + MOST_TRIAL
+    while state_of(min(trials)) not in ("Z", "") and time.monotonic() < until:
         pass
 
 
@@ -191,8 +196,10 @@ def test_two_workers_that_ask_for_a_stop_are_in_no_hurry(service: Service) -> No
         # Neither worker knows of the other one's wish: what they are told waits.
         suspend(service.pid)
         asked: set[int] = set()
-        while len(asked) < 2:
-            with Client(service.address) as client:
+        with contextlib.ExitStack() as stack:
+            while len(asked) < 2:
+                # They stay, so that the other worker gets the next ones.
+                client = stack.enter_context(Client(service.address))
                 if pid_from(client) not in asked:
                     asked.add(pid_from(client, "/stop"))
         os.kill(service.pid, signal.SIGCONT)

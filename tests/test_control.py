@@ -118,7 +118,13 @@ def test_status_shows_the_process(place: Place) -> None:
     one = place.start("server.spawn(wait_for_file, 'go')")
     with Client(("127.0.0.1", one.port)) as idle:
         idle.get()
-        status = place.status()
+
+        def is_idle() -> dict[str, t.Any] | None:
+            found = place.status()
+            return found if found["workers"][0]["connections"]["idle"] else None
+
+        # It has its answer a moment before.
+        status = wait_until(is_idle, "an idle connection")
         worker = status["workers"][0]
         assert {name: status[name] for name in ("pid", "generation", "state", "addresses")} == {
             "pid": one.pid,

@@ -87,7 +87,7 @@ def test_U9_U10_a_failed_upgrade_says_why_and_the_next_one_works(program: Progra
         "def check():\n"
         "    if os.path.exists('not-now'): raise ValueError('not now')\n"
     )
-    text = one_server(more, boot_timeout=3)
+    text = one_server(more, boot_timeout=5)
     one = program.start(text)
     (old,) = serving_pids(one, 1)
     with connect(one.port) as client:
