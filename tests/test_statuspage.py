@@ -289,8 +289,9 @@ def test_a_place_that_no_stream_has_is_free(program: Program) -> None:
     assert state is not None and state["status"]["workers"][0]["watching"] == 1
 
 
+@pytest.mark.parametrize("env", [{"TMPDIR": ""}, {"TMPDIR": "/tmp"}], ids=["", "TMPDIR"])
 def test_without_a_descriptor_left_viewers_are_told_and_the_page_recovers(
-    program: Program,
+    program: Program, env: dict[str, str]
 ) -> None:
     full = """
 import resource
@@ -325,7 +326,7 @@ def free():
         one.close()
     return "free"
 """
-    one = program.start(site(after=full))
+    one = program.start(site(after=full), **env)
     with Stream(one.port) as stream, connect(one.port) as client:
         assert stream.next() is not None
         assert client.get("/fill")[2] == b"full"
