@@ -118,8 +118,10 @@ class Live:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
             self._reader.join(5)
-            if not self._reader.is_alive():
+            # One of them may be over before the other.
+            if self.process.poll() is not None and not self._reader.is_alive():
                 break
+        self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
