@@ -163,7 +163,7 @@ class Service:
 
         :param is_quiet: nothing went wrong inside.
         """
-        assert self.one.process.wait(20) == status, self.one.log
+        assert self.one.process.wait(60) == status, self.one.log
         wait_until(lambda: not self.processes(), "the end of all processes")
         if re.search(r"Serving HTTP on \[::\]:\d", self.one.log):
             assert is_refused(self.port)

@@ -228,8 +228,9 @@ class Steady:
         self._progress = threading.Condition()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        # Who gave each client its last answer.
+        # Who gave each client its last answer, and how many it has.
         self._last: dict[threading.Thread, int] = {}
+        self._answered: Counter[threading.Thread] = Counter()
 
     def __enter__(self) -> Steady:
         for thread in self._threads:
@@ -248,6 +249,17 @@ class Steady:
     @property
     def broken(self) -> set[str]:
         return {one.name for one in self.breaks}
+
+    def wait_each(self, count: int = 1, seconds: float = 60) -> None:
+        """Wait until each client has so many more answers: it knows then what has become of its
+        connection before."""
+        with self._progress:
+            start = Counter(self._answered)
+
+            def are_through() -> bool:
+                return all(self._answered[one] >= start[one] + count for one in self._threads)
+
+            assert self._progress.wait_for(are_through, seconds), self.breaks[-5:]
 
     def wait_more(self, count: int, pid: int | None = None, seconds: float = 30) -> None:
         """Wait until so many more requests have been answered, by this process if one is named."""
@@ -298,6 +310,7 @@ class Steady:
             with self._progress:
                 self.answers[int(body)] += 1
                 self._last[threading.current_thread()] = int(body)
+                self._answered[threading.current_thread()] += 1
                 self._progress.notify_all()
             if "connection" in headers:
                 return

@@ -105,7 +105,7 @@ def test_workers_behind_a_pid_that_never_changes(blog: t.Callable[..., Live]) ->
     assert ask(one.port, "GET", "/api/v1/tags", token=token)["data"]["total"] == 2
     assert len(set(one.wait_pids(6))) == 6
     os.kill(one.pid, signal.SIGTERM)
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     assert "ERROR" not in one.log and "Traceback" not in one.log
 
 
@@ -164,7 +164,7 @@ def test_port_taken_is_one_line_that_names_the_holder(blog: t.Callable[..., Live
     with socket.create_server(("::", 0), family=socket.AF_INET6) as holder:
         port = holder.getsockname()[1]
         one = blog(BLOG_SERVER_HTTP_PORT=str(port))
-        assert one.process.wait(20) == 1
+        assert one.process.wait(60) == 1
         one.wait_for("address already in use")
     assert "Traceback" not in one.log
     last = one.log.splitlines()[-1]
@@ -187,6 +187,6 @@ def test_wrong_configuration_is_one_line_and_status_2(
     blog: t.Callable[..., Live], env: dict[str, str], expected: str
 ) -> None:
     one = blog(**env)
-    assert one.process.wait(20) == 2
+    assert one.process.wait(60) == 2
     wait_until(lambda: expected in one.log, "the reason")
     assert len(one.log.splitlines()) == 1, one.log

@@ -35,13 +35,18 @@ def state_of(pid: int) -> str:
 
 # A supervisor that changes its program.
 
+# Seconds that no trial takes.
+MOST_TRIAL = 5.0
+
 
 def wait_for_end_of_trial(service: Service, known: set[int]) -> None:
     """Return when the trial of the new program has ended, or a moment later: the program is about
-    to be replaced. Nothing but a busy loop is quick enough."""
+    to be replaced. Nothing but a busy loop is quick enough. Who was not quick has seen a worker,
+    which does not end."""
     while not (trials := set(children(service.pid)) - known):
         pass
-    while state_of(min(trials)) not in ("Z", ""):
+    until = time.monotonic() + MOST_TRIAL
+    while state_of(min(trials)) not in ("Z", "") and time.monotonic() < until:
         pass
 
 
@@ -184,6 +189,25 @@ def test_who_was_to_go_serves_on_when_its_successor_dies_at_once(service: Servic
     service.wait_gone(old)
 
 
+def test_a_connection_on_its_way_to_who_ends_by_a_stop_comes_back(service: Service) -> None:
+    """Who has sent it is to end too, and does not wait for somebody to take it."""
+    service.start(workers=1, idle_grace=2)
+    with service.slow("done") as (client, old):
+        service.signal(signal.SIGHUP)
+        (new,) = service.workers(2)
+        service.one.wait_for(f"^{old} Waiting for connections")
+        suspend(new)
+        service.let_go("done")
+        assert client.response()[0] == 200
+        service.signal(signal.SIGTERM)
+        service.one.wait_for("Waiting for workers to finish")
+        # Both have been told; one of them hears it no more.
+        time.sleep(0.2)
+        os.kill(new, signal.SIGKILL)
+        assert pid_from(client) == old
+    service.check_over()
+
+
 def test_two_workers_that_ask_for_a_stop_are_in_no_hurry(service: Service) -> None:
     """Only one that asks again is; what the other one serves is not cut."""
     service.start("pages['/stop'] = lambda text: str(server.stop())")
@@ -191,8 +215,10 @@ def test_two_workers_that_ask_for_a_stop_are_in_no_hurry(service: Service) -> No
         # Neither worker knows of the other one's wish: what they are told waits.
         suspend(service.pid)
         asked: set[int] = set()
-        while len(asked) < 2:
-            with Client(service.address) as client:
+        with contextlib.ExitStack() as stack:
+            while len(asked) < 2:
+                # They stay, so that the other worker gets the next ones.
+                client = stack.enter_context(Client(service.address))
                 if pid_from(client) not in asked:
                     asked.add(pid_from(client, "/stop"))
         os.kill(service.pid, signal.SIGCONT)

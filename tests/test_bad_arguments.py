@@ -228,6 +228,6 @@ def test_a_hook_that_fails_before_it_begins_serves_nothing(
 ) -> None:
     more = "server.before_begin(lambda addr: addr.no_such_method())\n"
     one = Program(tmp_path, live).start(one_server(more, addr="unix:s"))
-    assert one.process.wait(20) == 1
+    assert one.process.wait(60) == 1
     one.wait_for("AttributeError: .*no_such_method")
     assert not (tmp_path / "s").exists()

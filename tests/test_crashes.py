@@ -96,6 +96,9 @@ def test_successor_killed_while_it_receives_connections(program: Program) -> Non
             )
             count = len(crowd.clients)
             steady.wait_more(100, old)
+            # The next round is not to find what broke in this one.
+            steady.wait_each(2)
+            fresh.wait_count(fresh.count + 4)
             answers = crowd.ask()
             assert set(answers) <= {old}
             broken = (crowd.broken | fresh.broken | steady.broken) - known

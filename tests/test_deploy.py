@@ -103,7 +103,7 @@ def test_commands_serve(kind: str, live: t.Callable[..., Live]) -> None:
             # Once the workers know.
             wait_until(lambda: client.get("/ready")[0] == 503, "not ready")
             assert client.get("/")[0] == 200
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_supervisord_sees_one_pid(tmp_path: Path, live: t.Callable[..., Live]) -> None:
@@ -147,7 +147,7 @@ def test_supervisord_sees_one_pid(tmp_path: Path, live: t.Callable[..., Live]) -
     assert f"{pid} Supervisor ends" in log.read_text()
     assert "Cut" not in log.read_text()
     os.kill(daemon.pid, signal.SIGTERM)
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(60) == 0
 
 
 def start(live: t.Callable[..., Live], command: list[str]) -> Live:

@@ -281,7 +281,7 @@ def test_no_reload_restarts_nothing_and_no_debugger_shows_no_traceback(hello: Fl
     one = develop(hello, "--no-reload")
     assert "ZeroDivisionError" in hello.get("/boom")[2]
     os.kill(one.pid, signal.SIGTERM)
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     one = develop(hello, "--no-debugger")
     assert "ZeroDivisionError" not in hello.get("/boom")[2]
     one.wait_for(r'^127\.0\.0\.1 "GET /boom" 500 \d+ ms$')
@@ -478,7 +478,7 @@ class Terminal:
     def close(self) -> None:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
         os.close(self._ours)
 
 
@@ -512,7 +512,7 @@ def test_ctrl_c_ends_everything_and_a_breakpoint_can_be_talked_to(
     terminal.wait_for("Reload failed")
     assert terminal.shown.count("SyntaxError") == 1
     terminal.type("\x03")
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(60) == 0
     wait_until(lambda: not terminal.processes(), "the end of all processes")
 
 

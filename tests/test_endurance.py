@@ -61,6 +61,19 @@ class Traces(t.NamedTuple):
         zombies = sum(parent in parents for parent in ended)
         return cls(descriptors(pid), status(pid, "Threads"), len(parents), zombies, files)
 
+    @classmethod
+    def settled(cls, one: Live, pid: int, directories: t.Sequence[Path]) -> Traces:
+        """What stays: of what has just ended there may be something for a moment."""
+        seen = [cls.of(one, pid, directories)]
+
+        def is_still() -> bool:
+            time.sleep(0.1)
+            seen.append(cls.of(one, pid, directories))
+            return seen[-1] == seen[-2]
+
+        wait_until(is_still, "nothing that changes")
+        return seen[-1]
+
 
 def test_a_hundred_restarts_under_load_leave_nothing_behind(
     program: Program, tmp_path: Path
@@ -90,7 +103,7 @@ def test_a_hundred_restarts_under_load_leave_nothing_behind(
             assert fresh.failed == steady.refused == steady.breaks == []
             before, pid = pid, restart_in_time()
             wait_until(lambda: is_gone(before), "the end of the process before")  # noqa: B023
-            found.append(Traces.of(one, pid, places))
+            found.append(Traces.settled(one, pid, places))
             memory.append(status(pid, "VmRSS"))
             assert (program.directory / "pid").read_text() == f"{pid}\n"
             assert crowd.ask() == {pid: 20}
@@ -125,7 +138,7 @@ def test_many_reloads_leave_nothing_behind(tmp_path: Path, live: t.Callable[...,
             check_nothing_lost(kept)
             workers = service.reload()
             assert service.processes() == {service.pid, *workers}
-            found.append(Traces.of(service.one, service.pid, (service.directory, temporary)))
+            found.append(Traces.settled(service.one, service.pid, (service.directory, temporary)))
             memory.append(status(service.pid, "VmRSS"))
             assert (service.directory / "pid").read_text() == f"{service.pid}\n"
             assert set(crowd.ask()) <= set(workers)

@@ -89,7 +89,7 @@ def test_where_it_serves_is_said_whatever_hooks_there_are(
 def test_a_stop_is_status_0(hello: FlaskApp) -> None:
     one = hello.run()
     os.kill(one.pid, signal.SIGTERM)
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     assert "Traceback" not in one.log
 
 

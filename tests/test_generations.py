@@ -54,11 +54,16 @@ def test_two_restarts_50_ms_apart(program: Program) -> None:
     with Fresh(one.port, 2) as fresh, Steady(one.port, 4) as steady:
         for before in range(1, 10, 2):
             old = generation(one, before)
-            os.kill(old, signal.SIGHUP)
-            time.sleep(0.05)
-            # The system delivers two as one while the first one waits.
-            wait_until(lambda: signal.SIGHUP not in pending(old), "the signal seen")  # noqa: B023
-            os.kill(old, signal.SIGHUP)
+            # However late the second one comes, it is there to get it.
+            with slow_request(one, old, f"done-{before}") as slow:
+                os.kill(old, signal.SIGHUP)
+                time.sleep(0.05)
+                # The system delivers two as one while the first one waits.
+                wait_until(lambda: signal.SIGHUP not in pending(old), "seen")  # noqa: B023
+                os.kill(old, signal.SIGHUP)
+                one.wait_for(rf"^{old} Received SIGHUP", 2)
+                program.let_go(f"done-{before}")
+                assert slow.response()[2] == b"%d" % old
             newest = generation(one, before + 2)
             one.wait_for(r"Serve\(\) returning", before + 1)
             steady.wait_more(50, newest)
@@ -155,7 +160,7 @@ def test_stop_during_a_boot(program: Program) -> None:
         assert is_refused(one.port)
         program.let_go("done")
         assert slow.response()[2] == b"%d" % old
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
         check_stopped(one, fresh, steady, old)
 
 
@@ -177,7 +182,7 @@ def test_stop_of_the_successor_that_has_just_taken_over(program: Program) -> Non
         wait_until(lambda: is_refused(one.port), "the port closed")
         program.let_go("done")
         assert slow.response()[2] == b"%d" % old
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
         check_stopped(one, fresh, steady, old, new)
 
 
@@ -208,7 +213,7 @@ def test_stop_of_the_successor_before_the_old_process_has_given_way(
         wait_until(lambda: is_refused(one.port), "the port closed")
         program.let_go("done")
         assert slow.response()[2] == b"%d" % old
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
         check_stopped(one, fresh, steady, old, new)
 
 
@@ -245,7 +250,7 @@ def test_connection_on_its_way_to_a_process_that_ends_comes_back(program: Progra
         program.let_go("go")
         code, headers, body = slow.get()
         assert (code, headers["connection"], body) == (200, "close", b"%d" % old)
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
     assert is_refused(one.port)
 
 
@@ -268,7 +273,7 @@ def test_oldest_of_five_generations_is_cut_and_says_what(program: Program) -> No
         one.wait_for(rf"^{first} 3 newer processes still finish requests; this one is the oldest\.")
         one.wait_for(rf"^{first} Cut: GET /slow of .* after \d+\.\d seconds")
         assert oldest.rest() == b""
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
         newest = generation(one, 5)
         program.let_go("done")
         for number, client in enumerate(others, 2):

@@ -52,7 +52,7 @@ def test_G2_one_address_that_is_taken_serves_none(program: Program, taken: str) 
         "    say('error', err, a.state)\n"
     )
     one = program.start(text)
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     one.wait_for(f"^error listen tcp {taken}: bind: address already in use")
     assert "Serving" not in one.log
     assert not path.exists()
@@ -376,7 +376,7 @@ def test_G7_what_is_wrong_with_the_sockets_is_one_line(
     activated: Activated, count: str, flags: list[str], line: str
 ) -> None:
     one = activated.start(*flags, count=count)
-    assert one.process.wait(20) == 1
+    assert one.process.wait(60) == 1
     one.wait_for("^flask_graceful: ")
     _, said = one.log.splitlines()
     assert re.fullmatch(f"flask_graceful: {line}", said), said
@@ -389,7 +389,7 @@ def test_G7_sockets_for_another_process_are_left_alone(
     command = ("-m", "flask_graceful", "--bind=systemd:web", "web")
     env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3"}
     one = live(*command, cwd=tmp_path, env=env)
-    assert one.process.wait(20) == 1
+    assert one.process.wait(60) == 1
     one.wait_for("^flask_graceful: listen systemd:web: systemd has not passed a socket named 'web'")
     one = live("-m", "flask_graceful", "--bind=:0", "web", cwd=tmp_path, env=env)
     with connect(one.port) as client:

@@ -54,7 +54,7 @@ def test_H1_H2_run(program: Program, signum: int) -> None:
         assert client.is_closed()
         assert 0.25 < time.monotonic() - began
     one.wait_for("^run returned None$")
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_H3_a_stop_can_be_refused_and_then_accepted(program: Program) -> None:
@@ -90,7 +90,7 @@ def test_H3_a_stop_can_be_refused_and_then_accepted(program: Program) -> None:
             assert ask(one.port) == one.pid
         program.let_go()
         os.kill(one.pid, signal.SIGTERM)
-        assert one.process.wait(20) == 0
+        assert one.process.wait(60) == 0
     assert one.log.count("asked RUNNING") == 3
     one.wait_for("^not waited for$")
     # Nobody is let in any more when it is called.
@@ -109,7 +109,7 @@ def test_H3_other_hooks_stop_nothing(program: Program) -> None:
     one = program.start(one_server(more, idle_grace=0))
     one.wait_for("Serving")
     os.kill(one.pid, signal.SIGTERM)
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     one.wait_for(f"^{one.pid} before_shutdown hook <lambda> failed$")
     one.wait_for(f"^{one.pid} shutdown_initiated hook <lambda> failed$")
     one.wait_for(f"^{one.pid} after_shutdown hook ")

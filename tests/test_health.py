@@ -190,7 +190,7 @@ def late():
     say(os.getpid(), "late begins")
     environ = {"flask_graceful.server": request.environ["flask_graceful.server"]}
     codes = []
-    while 503 not in codes and len(codes) < 1000:
+    while 503 not in codes and len(codes) < 4000:
         time.sleep(0.01)
         answer = app.test_client().get("/readyz", environ_overrides=environ)
         codes += [answer.status_code]

@@ -314,7 +314,7 @@ def test_over_tls_the_end_is_said(secure: Begin) -> None:  # noqa: F811
 
 def flask_app() -> Flask:
     app = Flask(__name__)
-    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 0.1}
+    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 0.5}
     sock = Sock(app)
 
     @sock.route("/echo")
@@ -355,7 +355,7 @@ def test_S18_flask_sock(running: Start, caplog: pytest.LogCaptureFixture, who_en
     one.server.shutdown(timeout=DEADLINE)
     one.join()
     # Pings go out and are answered meanwhile.
-    assert ws.receive(timeout=0.3) is None
+    assert ws.receive(timeout=1.2) is None
     ws.send("still here")
     assert ws.receive(timeout=DEADLINE) == "still here"
     if who_ends == "client":

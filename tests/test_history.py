@@ -154,10 +154,12 @@ def test_a_restart_is_remembered_with_its_times_and_connections(
             client.get()
         slow = held(one, "held")
         second = restart(one, first, 2)
-        wait_until(lambda: tell(second)["workers"][0]["moved"] == {"in": 5, "out": 0}, "5 moved")
-        status = tell(second)
-        assert status["workers"][1]["moved"] == {"in": 0, "out": 5}
-        (row,) = status["restarts"]
+
+        def moved() -> list[dict[str, int]]:
+            return [one["moved"] for one in tell(second)["workers"]]
+
+        wait_until(lambda: moved() == [{"in": 5, "out": 0}, {"in": 0, "out": 5}], "5 moved")
+        (row,) = tell(second)["restarts"]
         assert (row["generation"], row["over"], row["error"]) == (2, None, "")
         assert 0 < row["ready"] < 20 and abs(time.time() - row["at"]) < 20
         program.let_go()

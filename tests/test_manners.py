@@ -191,7 +191,7 @@ def test_M9_a_plain_server_leaves_signals_alone(program: Program) -> None:
     one = program.start(text)
     assert ask(one.port) == one.pid
     os.kill(one.pid, signal.SIGTERM)
-    assert one.process.wait(20) == -signal.SIGTERM
+    assert one.process.wait(60) == -signal.SIGTERM
 
 
 def test_M11_conn_state_may_be_set_later(running: Start) -> None:
@@ -343,6 +343,6 @@ def test_M4_the_old_process_finishes_its_work_after_a_restart(program: Program) 
     assert ask(one.port) == new
     assert one.process.poll() is None
     program.let_go()
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     one.wait_for(f"^{old} has worked$")
     assert one.log.index("has worked") < one.log.index(f"{old} Serve() returning")

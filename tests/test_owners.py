@@ -100,5 +100,5 @@ def test_a_stop_during_a_boot_is_no_question_for_the_successor(program: Program)
         one.wait_for(r"^Server err: ")
         program.let_go("go1")
         assert client.response()[2] == b"%d" % old
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     wait_until(lambda: is_refused(port), "nobody serves")

@@ -167,4 +167,4 @@ def test_several_servers_without_signals_stop_and_refuse_to_restart(program: Sta
         )
         assert client.get("/stop")[0] == 200
     one.wait_for("^over$")
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0

@@ -124,7 +124,7 @@ class Instance:
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
         if self._workers:
-            assert self.live.process.wait(20) == 0, self.live.log
+            assert self.live.process.wait(60) == 0, self.live.log
         else:
             self.live.wait_for(r"Serve\(\) returning", self._generation)
 
@@ -181,7 +181,7 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(60)
         self._log.close()
 
     @property

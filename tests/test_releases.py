@@ -153,7 +153,7 @@ def test_release_deleted_while_the_old_process_drains(
         assert slow.response()[2] == b"%d" % old
         assert slow.get()[2] == b"%d" % newest
     one.wait_for(rf"^{old} Serve\(\) returning")
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
 
 
 # As systemd does it: a listening socket as descriptor 3, and variables that tell of it.

@@ -16,9 +16,9 @@ from pathlib import Path
 import flask_graceful
 import httptools
 import pytest
-from conftest import Client, Live, wait_until
+from conftest import Client, Live, replace, wait_until
 from load import KeptLoad, Load
-from service import Service, check_nothing_lost, check_quiet, is_refused
+from service import Service, check_nothing_lost, check_quiet, crowd, is_refused, pid_from
 from test_tls import Files, TLSClient
 
 PACKAGE = Path(flask_graceful.__file__).parent
@@ -48,6 +48,8 @@ def load(service: Service) -> t.Iterator[KeptLoad]:
     check_nothing_lost(kept, fresh)
 
 
+# On a machine that is busy twenty reloads take their time.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("where", "options", "reloads"),
     [
@@ -62,16 +64,21 @@ def test_no_client_notices_reloads(
     service: Service, where: str, options: dict[str, t.Any], reloads: int
 ) -> None:
     """Not one connection of 32 is closed, and new ones are served all the time. After each reload
-    the new workers have equal shares of them, near enough."""
+    the new workers have equal shares of them, near enough; where they take turns, the shares of the
+    old ones."""
     addr = ":0" if where == "tcp" else f"unix:{service.directory}/sock"
     service.start(addr=addr, **options)
     address = service.address if where == "tcp" else str(service.directory / "sock")
     with KeptLoad(address, [0.04] * 32) as kept, Load(address, 2, pause=0.01) as fresh:
+        before = kept.wait_served_by(service.workers())
         for _ in range(reloads):
             kept.wait_count(kept.count + 100)
             workers = service.reload()
             shares = kept.wait_served_by(workers)
             assert len(workers) == options.get("workers", 2)
+            if options.get("rolling"):
+                assert sorted(shares.values()) == sorted(before.values())
+                continue
             assert set(shares) == set(workers)
             if len(workers) == 2:
                 assert max(shares.values()) <= 1.5 * min(shares.values()), shares
@@ -120,7 +127,7 @@ BROKEN = {
         r"worker \d+ was killed by SIGKILL",
         r"\d+ loads broken",
     ),
-    "hanging": (HANG, r"worker \d+ was not ready after 3 seconds", r"\d+ hangs"),
+    "hanging": (HANG, r"worker \d+ was not ready after 5 seconds", r"\d+ hangs"),
     "one of two": (
         # Whoever is first serves; the other one fails.
         "os.mkdir('first')",
@@ -138,11 +145,13 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_code_changes_nothing(service: Service, name: str) -> None:
     more, reason, last = BROKEN[name]
-    service.start(boot_timeout=3)
+    # Only one is to be slow.
+    options = {"boot_timeout": 5} if name == "hanging" else {}
+    service.start(**options)
     old = service.workers()
     descriptors = len(os.listdir(f"/proc/{service.pid}/fd"))
     with load(service):
-        service.write(more, release="broken", boot_timeout=3)
+        service.write(more, release="broken", **options)
         service.signal(signal.SIGHUP)
         failure = rf"^{service.pid} Reload failed: {reason}; nothing has changed\.$"
         service.one.wait_for(rf"{failure}\nIts last lines:\n(\| .*\n)*\| {last}$")
@@ -222,11 +231,20 @@ def test_reloads_asked_for_meanwhile_are_one(service: Service) -> None:
 
 def test_reloads_asked_for_at_once_are_one(service: Service) -> None:
     """Nothing new has been loaded when the second one is asked for."""
-    service.start()
+    # The supervisor's program is tried first, and that takes as long as the file is there.
+    replace(
+        service.directory / "sitecustomize.py",
+        "import os, sys, time\n"
+        "while '--version' in sys.orig_argv and os.path.exists('held'): time.sleep(0.01)\n",
+    )
+    service.start(env={"PYTHONPATH": str(service.directory)})
+    held = service.directory / "held"
+    held.touch()
     service.signal(signal.SIGHUP)
     service.one.wait_for("Received SIGHUP")
     service.signal(signal.SIGHUP)
     service.one.wait_for("A reload is about to begin, and answers this one too")
+    held.unlink()
     service.workers(2)
     service.write(release="two")
     new = service.reload()
@@ -258,19 +276,19 @@ def test_code_that_wants_another_number_of_workers(service: Service) -> None:
 def test_workers_that_take_turns_wait_for_those_that_are_busy(service: Service) -> None:
     """Longer than a boot may take. There is never more than one worker too many, and what fails
     half-way leaves what has taken over."""
-    service.start(rolling=True, boot_timeout=2)
+    service.start(rolling=True, boot_timeout=4)
     with load(service), service.slow("done") as (slow, busy):
-        service.write(release="two", rolling=True, boot_timeout=2)
+        service.write(release="two", rolling=True, boot_timeout=4)
         service.signal(signal.SIGHUP)
         service.one.wait_for(f"^{busy} Waiting for connections")
         wait_until(lambda: len(service.processes()) == 4, "one worker too many")
         with contextlib.suppress(AssertionError):
-            service.one.wait_for("internal error", seconds=3)
+            service.one.wait_for("internal error", seconds=5)
         assert service.processes() >= {service.pid, busy}
         service.let_go("done")
         assert slow.response()[0] == 200
         workers = service.workers(2)
-        service.write("os.mkdir('first')", release="three", rolling=True, boot_timeout=2)
+        service.write("os.mkdir('first')", release="three", rolling=True, boot_timeout=4)
         service.signal(signal.SIGHUP)
         service.one.wait_for(
             rf"^{service.pid} Reload failed: worker \d+ exited with status 1; "
@@ -302,7 +320,7 @@ def test_service_without_workers_survives_a_reload_that_fails(service: Service) 
 def test_worker_that_wants_to_go_during_a_reload_that_fails(service: Service) -> None:
     service.start(boot_timeout=3)
     old = service.workers()
-    with load(service) as kept:
+    with crowd(service, old) as clients, load(service) as kept:
         service.write(HANG, release="broken")
         service.signal(signal.SIGHUP)
         service.one.wait_for("hangs", 2)
@@ -312,7 +330,9 @@ def test_worker_that_wants_to_go_during_a_reload_that_fails(service: Service) ->
         service.one.wait_for("Reload failed")
         new = int(service.one.wait_for(r"Worker (\d+) serves\.$")[1])
         service.wait_gone(old[0])
-        assert set(kept.wait_served_by([old[1], new])) == {old[1], new}
+        kept.wait_served_by([old[1], new])
+        for client, pid in clients.items():
+            assert pid_from(client) == (new if pid == old[0] else pid)
         assert service.processes() == {service.pid, old[1], new}
 
 

@@ -97,7 +97,7 @@ def test_log_has_the_lines_of_the_article_in_its_order(program: t.Callable[..., 
     os.kill(old, signal.SIGHUP)
     old, new = one.wait_pids(2)
     one.wait_for("Server err: ")
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
     assert ask(port) == b"%d" % new
     os.kill(new, signal.SIGTERM)
     wait_until(lambda: is_refused(port), "stopped")
@@ -163,7 +163,7 @@ def test_stop_with_nothing_in_flight_is_quick(program: t.Callable[..., Live]) ->
     assert ask(one.port) == b"%d" % pid
     began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
     assert time.monotonic() - began < SLACK
 
 
@@ -242,7 +242,7 @@ def test_a_stop_during_a_boot_stops_the_successor_too(
     os.kill(old, signal.SIGHUP)
     (child,) = wait_until(lambda: children(old), "a successor")
     os.kill(old, signal.SIGTERM)
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
     assert is_gone(child)
     assert is_refused(one.port)
 
@@ -258,7 +258,7 @@ def test_the_old_process_killed_while_its_successor_boots_leaves_it_serving(
     os.kill(old, signal.SIGHUP)
     wait_until(lambda: children(old), "a successor")
     os.kill(old, signal.SIGKILL)
-    one.process.wait(10)
+    one.process.wait(60)
     (tmp_path / "go").touch()
     _, new = one.wait_pids(2)
     assert ask(port) == b"%d" % new
@@ -294,7 +294,7 @@ def test_hammer_cuts_and_names_what_it_cuts(
         one.wait_for("Waiting for connections")
         os.kill(one.pid, signum)
         assert client.is_closed()
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
     one.wait_for(r"\[STOP - Hammer Time\] Forcefully shutting down parent")
     one.wait_for(rf"{one.pid} Cut: GET /slow of .* after \d+\.\d seconds")
 
@@ -307,7 +307,7 @@ def test_E10_hammer_time(program: t.Callable[..., Live]) -> None:
         began = time.monotonic()
         os.kill(one.pid, signal.SIGTERM)
         assert client.is_closed()
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
         assert 0.25 < time.monotonic() - began < 0.3 + SLACK
 
 

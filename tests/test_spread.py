@@ -230,6 +230,7 @@ def test_worker_that_has_lost_its_connections_gets_the_next_ones(
     assert is_even(them.numbers()), them.numbers()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("pause", [0.0, 0.01], ids=["one by one", "slowly"])
 def test_worker_that_computes_gets_its_share(
     workers: t.Callable[..., Workers], pause: float

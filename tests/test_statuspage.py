@@ -221,7 +221,7 @@ def test_viewers_see_the_state_and_are_no_requests(program: Program) -> None:
         for _ in range(4):
             state = first.next()
             assert state is not None and second.next() is not None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         (worker,) = state["status"]["workers"]
         assert state["by"] == worker["pid"] == one.pid
         assert abs(state["now"] - time.time()) < 5
@@ -288,8 +288,9 @@ def test_a_place_that_no_stream_has_is_free(program: Program) -> None:
     assert state is not None and state["status"]["workers"][0]["watching"] == 1
 
 
+@pytest.mark.parametrize("env", [{"TMPDIR": ""}, {"TMPDIR": "/tmp"}], ids=["", "TMPDIR"])
 def test_without_a_descriptor_left_viewers_are_told_and_the_page_recovers(
-    program: Program,
+    program: Program, env: dict[str, str]
 ) -> None:
     full = """
 import resource
@@ -300,25 +301,36 @@ def fill():
     most = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     site.held = []
-    try:
-        while True:
+    site.is_full, site.may_end = threading.Event(), threading.Event()
+    site.filler = threading.Thread(target=keep_full)
+    site.filler.start()
+    site.is_full.wait()
+    return "full"
+
+def keep_full():
+    # Also what is closed later, by who asks just now.
+    while not site.may_end.is_set():
+        try:
             site.held.append(open(os.devnull))
-    except OSError:
-        return "full"
+        except OSError:
+            site.is_full.set()
+            time.sleep(0.001)
 
 @site.get("/free")
 def free():
+    site.may_end.set()
+    site.filler.join()
     resource.setrlimit(resource.RLIMIT_NOFILE, (site.soft, site.soft))
     for one in site.held:
         one.close()
     return "free"
 """
-    one = program.start(site(after=full))
+    one = program.start(site(after=full), **env)
     with Stream(one.port) as stream, connect(one.port) as client:
         assert stream.next() is not None
         assert client.get("/fill")[2] == b"full"
-        troubled = next(state for state in stream.states() if "error" in state)
-        assert "Too many open files" in troubled["error"]
+        # Who was asking when the last one went may have heard nothing more.
+        assert next(s for s in stream.states() if "Too many open files" in s.get("error", ""))
         assert "error" in json.loads(client.get("/graceful/state")[2])
         assert client.get("/free")[2] == b"free"
         assert next(state for state in stream.states() if "status" in state)
@@ -362,7 +374,7 @@ def test_a_viewer_holds_up_no_restart_and_is_handed_over(program: Program) -> No
         list(stream.states())
         # On the same connection.
         second = int(stream.client.get("/")[2])
-    wait_until(lambda: is_gone(one.pid), "the old process has gone", 5)
+    wait_until(lambda: is_gone(one.pid), "the old process has gone", 30)
     assert second == serving_pids(one, 2)[1]
     assert (booting["pid"], booting["generation"]) == (second, 2)
     assert "Waiting for:" not in one.log
@@ -377,8 +389,8 @@ def test_a_viewer_holds_up_no_stop(program: Program, workers: int) -> None:
         began = time.monotonic()
         os.kill(one.pid, signal.SIGTERM)
         list(stream.states())
-        one.process.wait(20)
-        assert time.monotonic() - began < 5
+        one.process.wait(60)
+        assert time.monotonic() - began < 30
 
 
 SMALL = """

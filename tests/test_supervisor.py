@@ -233,7 +233,11 @@ def test_worker_that_dies_each_time_is_started_more_and_more_rarely(
 def test_worker_told_to_end_is_replaced(service: Service) -> None:
     """Its connections go to the one that takes its place, and its request in flight is finished."""
     service.start()
-    with load(service) as kept, service.slow("done") as (slow, old):
+    with (
+        crowd(service, service.workers()) as clients,
+        load(service) as kept,
+        service.slow("done") as (slow, old),
+    ):
         (other,) = set(service.workers()) - {old}
         os.kill(old, signal.SIGTERM)
         service.one.wait_for(
@@ -241,7 +245,9 @@ def test_worker_told_to_end_is_replaced(service: Service) -> None:
             r"another one is started now\."
         )
         new = int(service.one.wait_for(rf"^{service.pid} Worker (\d+) serves\.$")[1])
-        assert set(kept.wait_served_by([other, new])) == {other, new}
+        kept.wait_served_by([other, new])
+        for client, pid in clients.items():
+            assert pid_from(client) == (new if pid == old else other)
         os.kill(old, signal.SIGTERM)
         service.let_go("done")
         assert pid_from_answer(slow) == old

@@ -124,7 +124,7 @@ def test_what_is_told_of_start_reload_failed_reload_and_stop(
             assert re.fullmatch(r"Waiting for \d workers? to finish", more["STATUS"])
         (tmp_path / "go").touch()
         assert client.response()[0] == 200
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_only_the_supervisor_speaks_to_systemd(
@@ -141,14 +141,14 @@ def test_signs_of_life_come_twice_as_often_as_asked_for(
     manager: Manager, service: t.Callable[..., Live]
 ) -> None:
     """Also from the program that a reload has put in its place."""
-    one = service("--workers", "1", WATCHDOG_USEC="1000000")
+    one = service("--workers", "1", WATCHDOG_USEC="2000000")
     for _ in range(2):
         assert manager.next(leave_out="")["WATCHDOG"] == "1"
         last = time.monotonic()
-        for _ in range(3):
+        for _ in range(2):
             while "WATCHDOG" not in manager.next(leave_out=""):
                 pass
-            assert time.monotonic() - last < 0.95
+            assert time.monotonic() - last < 1.95
             last = time.monotonic()
         os.kill(one.pid, signal.SIGHUP)
         while "READY" not in manager.next():
@@ -175,5 +175,5 @@ def test_sockets_from_systemd_are_served_by_workers(
         os.kill(one.pid, signal.SIGHUP)
     one.wait_for(r"Generation 3 serves")
     os.kill(one.pid, signal.SIGTERM)
-    assert one.process.wait(20) == 0
+    assert one.process.wait(60) == 0
     assert (tmp_path / "activated").is_socket()

@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Client, Live
+from conftest import ROOT, Client, Live, replace
 from distance import CLIENTS, NOT_ALLOWED
 from load import Connect, KeptLoad, Load
 from test_tls import Files, TLSClient
@@ -45,7 +45,7 @@ class Site:
         self.write()
 
     def write(self, more: str = "") -> None:
-        (self._folder / "web.py").write_text(WEB + more)
+        replace(self._folder / "web.py", WEB + more)
 
     def start(self, *flags: str) -> Live:
         flags = flags or ("--bind", "127.0.0.1:0")
@@ -110,7 +110,7 @@ def test_users_B_a_reload_of_broken_code_changes_nothing(site: Site) -> None:
 
 
 def test_users_C_a_late_request_on_an_idle_connection_is_served(site: Site) -> None:
-    one = site.start()
+    one = site.start("--bind", "127.0.0.1:0", "--idle-grace", "10")
     address = ("127.0.0.1", port_of(one))
     with Client(address) as idle, Client(address) as silent:
         assert idle.get()[0] == 200
@@ -121,11 +121,11 @@ def test_users_C_a_late_request_on_an_idle_connection_is_served(site: Site) -> N
             code, headers, body = late.get("/?late")
             assert (code, headers["connection"], body) == (200, "close", b"%d late" % one.pid)
             assert late.is_closed()
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_users_D_an_accepted_connection_that_was_silent_is_served(site: Site) -> None:
-    one = site.start()
+    one = site.start("--bind", "127.0.0.1:0", "--idle-grace", "10")
     address = ("127.0.0.1", port_of(one))
     with Client(address) as silent, Client(address) as other:
         # Accepted before the other one, which was answered.
@@ -135,7 +135,7 @@ def test_users_D_an_accepted_connection_that_was_silent_is_served(site: Site) ->
         time.sleep(0.2)
         code, headers, body = silent.get("/?silent")
         assert (code, headers["connection"], body) == (200, "close", b"%d silent" % one.pid)
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_users_E_a_request_in_flight_is_finished(site: Site) -> None:
@@ -147,7 +147,7 @@ def test_users_E_a_request_in_flight_is_finished(site: Site) -> None:
         one.wait_for("Waiting for connections")
         code, headers, body = client.response()
         assert (code, headers["connection"], body) == (200, "close", b"%d long" % one.pid)
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
 
 
 STOPS = 12
@@ -171,7 +171,7 @@ def test_users_F_who_was_let_in_is_served(site: Site) -> None:
         print(f"F: {load.count} requests, {load.count - asked} since SIGTERM, {load.failed} failed")
         assert load.failed == []
         assert load.turned_away == 48
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
 
 
 def test_users_F_who_was_let_in_from_far_away_is_served(tmp_path: Path) -> None:
@@ -205,7 +205,8 @@ def test_users_G_nobody_waits_for_the_boot(site: Site) -> None:
     assert kept.failed + fresh.failed == []
     assert kept.connects == 8
     assert seconds > 3
-    assert worst < 1, text
+    # Much less than the boot.
+    assert worst < 2, text
 
 
 # Restarts under load.

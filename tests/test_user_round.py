@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Live
-from service import END, Service, check_quiet
+from service import END, Service, check_quiet, wait_accepting
 from test_control import Answer, end_of
 
 # In the program: is this a worker, and not the process that becomes the supervisor?
@@ -35,7 +35,7 @@ class User:
 
     def start(self, more: str = "", **options: t.Any) -> Service:
         self.begin(more, **options)
-        self.service.workers(1)
+        wait_accepting(self.service.pid, len(self.service.workers(1)))
         return self.service
 
     def ask(self, *words: str) -> Answer:
@@ -185,7 +185,7 @@ def test_start_on_an_address_in_use_says_so_once(user: User) -> None:
         port = taken.getsockname()[1]
         end = END + "except OSError as err:\n    say(type(err).__name__, err)\n    sys.exit(9)\n"
         one = user.begin(end=end, addr=[":0", f"127.0.0.1:{port}"])
-        assert one.process.wait(20) == 9
+        assert one.process.wait(60) == 9
     one.wait_for(r"^ListenError ")
     assert one.log.count("address already in use") == 1
     assert one.log.count("loads one") == 1
@@ -194,7 +194,7 @@ def test_start_on_an_address_in_use_says_so_once(user: User) -> None:
 
 def test_start_whose_pid_file_can_t_be_written_says_so_once(user: User) -> None:
     one = user.begin(pid_file="none/pid")
-    assert one.process.wait(20) == 1
+    assert one.process.wait(60) == 1
     one.wait_for(r"no such file or directory$")
     assert len(re.findall(r"pid file .*none/pid", one.log)) == 1
 
@@ -202,6 +202,6 @@ def test_start_whose_pid_file_can_t_be_written_says_so_once(user: User) -> None:
 def test_socket_file_of_a_start_that_fails_later_is_removed(user: User) -> None:
     path = user.directory / "sock"
     one = user.begin(f"if {IN_WORKER}: sys.exit(3)", addr=f"unix:{path}")
-    assert one.process.wait(20) == 1
+    assert one.process.wait(60) == 1
     one.wait_for(r"Start failed: worker \d+ exited with status 3")
     assert not path.exists()

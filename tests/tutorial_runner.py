@@ -48,7 +48,7 @@ PORT = "8000"
 DIRECTORY = "/home/you/flask-graceful"
 
 # Seconds in which a terminal has to print what the document says.
-DEADLINE = 15.0
+DEADLINE = 45.0
 
 _FENCE = re.compile(r"^```(\S[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _TERMINAL = re.compile(r"console terminal-(\d)")

@@ -75,6 +75,10 @@ class Heirs(Departures):
             heir.is_present = False
             self._departing.extend(heir.sender.take_back_waiting())
             self._dismiss(heir)
+        self._keep()
+
+    def _keep(self) -> None:
+        """What waits goes on here."""
         waiting = list(self._departing)
         self._departing.clear()
         self._take_back(waiting)
@@ -131,7 +135,10 @@ class Heirs(Departures):
 
     def _look_for_heirs(self) -> None:
         """One is gone: the others take what it had."""
-        if not self._present() and not self.is_past:
+        if self.is_past:
+            # What was on its way to it when the end came has nobody to go to.
+            self._keep()
+        elif not self._present():
             self._life.ask_for_heirs()
         self.see_off()
 

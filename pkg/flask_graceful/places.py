@@ -88,8 +88,16 @@ def directories(environ: t.Mapping[str, str], uid: int) -> list[Directory]:
         found.append(Directory(os.path.join(session, NAME)))
     if uid == 0:
         found.append(Directory(f"/run/{NAME}"))
-    temporary = environ.get("TMPDIR") or tempfile.gettempdir()
+    temporary = environ.get("TMPDIR") or _temporary()
     return [*found, Directory(os.path.join(temporary, f"{NAME}-{uid}"))]
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        # It tries to make a file there, and no descriptor is left.
+        return "/tmp"
 
 
 def sockets_in(path: str) -> list[tuple[int, str]]:
