@@ -337,6 +337,18 @@ def free():
     assert "Traceback" not in one.log
 
 
+def test_what_nobody_has_thought_of_is_said_now_and_then(program: Program) -> None:
+    """And not as often as the viewers can begin another thread."""
+    fails = "from flask_graceful import statuspage\nstatuspage.find_by_setting = lambda *_: 1 / 0"
+    one = program.start(site(after=fails))
+    with connect(one.port) as viewer:
+        viewer.send(b"GET /graceful/events HTTP/1.1\r\nHost: a\r\n\r\n")
+        one.wait_for("The status page can't ask the service")
+        time.sleep(0.5)
+        assert one.log.count("The status page can't ask the service") < 3
+        one.wait_for("ZeroDivisionError", 2)
+
+
 def test_where_there_is_one_thread_the_page_asks(program: Program) -> None:
     one = program.start(site(threads=1))
     with Stream(one.port) as stream:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import threading
@@ -29,6 +30,8 @@ from flask import Blueprint, Response, abort, current_app, redirect, request, ur
 from .ask import AskError, Caller, find_by_setting
 from .relief import Watcher
 from .restart import GracefulServer
+
+log = logging.getLogger("flask_graceful")
 
 # How often the service is asked; for how long on, when the last viewer has gone; how long an answer
 # may take; how long silence may last before viewers are told of it; in seconds.
@@ -307,6 +310,10 @@ class Watch:
                         self._text = text
                         self._news.notify_all()
                 server.shutdown_event.wait(PACE)
+        except Exception:
+            log.exception("%d The status page can't ask the service", os.getpid())
+            # Its viewers begin another thread, and not at once.
+            server.shutdown_event.wait(SILENT_TIME)
         finally:
             with self._news:
                 self._is_asking = False
