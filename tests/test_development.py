@@ -109,6 +109,30 @@ def test_requests_in_flight_end_in_the_code_that_they_began_in(hello: FlaskApp) 
         assert client.get("/release")[2] == b"two"
 
 
+def test_ctrl_c_says_what_it_waits_for_and_the_second_one_cuts(hello: FlaskApp) -> None:
+    one = develop(hello)
+    with Client(hello.address) as client:
+        client.send(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+        one.wait_for("^held ")
+        os.kill(one.pid, signal.SIGINT)
+        one.wait_for(r"^ \* Waiting for requests to finish; CTRL\+C cuts them$")
+        os.kill(one.pid, signal.SIGINT)
+        assert client.is_closed()
+        (hello.directory / "go").touch()
+    assert one.process.wait(20) == 0
+
+
+def test_a_worker_that_dies_while_it_finishes_is_no_secret(hello: FlaskApp) -> None:
+    one = develop(hello)
+    with Client(hello.address) as client:
+        client.send(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+        old = int(one.wait_for(r"^held (\d+)")[1])
+        hello.write("two")
+        one.wait_for(RESTARTED)
+        os.kill(old, signal.SIGKILL)
+        one.wait_for(rf"^{one.pid} Worker {old} was killed by SIGKILL\.$")
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_a_program_s_own_run_develops_too(hello: FlaskApp, workers: int) -> None:
     """As `app.run(debug=True)`; in one process, whatever is configured for others."""

@@ -85,7 +85,8 @@ def test_pid_1_gets_the_orphans(space: t.Callable[..., Namespace]) -> None:
     one = space()
     one.live.wait_for("^pid 1")
     orphans = [one.orphan(), one.orphan()]
-    assert one.pids() == [one.pid, *sorted(orphan.pid for orphan in orphans)]
+    pids = [one.pid, *sorted(orphan.pid for orphan in orphans)]
+    wait_until(lambda: one.pids() == pids, "those have gone that have started them")
     assert one.zombies() == []
     for orphan in orphans:
         assert orphan.inner not in (1, orphan.pid)

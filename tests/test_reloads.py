@@ -181,6 +181,7 @@ def test_address_that_can_t_be_bound_changes_nothing(service: Service) -> None:
         assert service.ask() in old
         taken.close()
         service.reload()
+        service.one.wait_for(rf"^{service.pid} Listening on 127\.0\.0\.1:{port}$")
         with Client(("127.0.0.1", port)) as client:
             assert client.get()[0] == 200
 

@@ -112,6 +112,8 @@ class Development:
         if self._server.service_ends is None:
             took = f" in {time.monotonic() - self._changed:.1f} s" if self._changed else ""
             log.info(" * Restarted%s", took)
+        elif self._server.running_requests():
+            log.info(" * Waiting for requests to finish; CTRL+C cuts them")
 
     def _is_trusted(self, environ: WSGIEnvironment) -> bool:
         """May who sends this request see code that fails? As the debugger has it: a page of

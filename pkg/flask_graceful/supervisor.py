@@ -251,12 +251,13 @@ class Supervisor:
             code = os.waitstatus_to_exitcode(status)
             worker = self.team.find(pid)
             if worker is not None:
-                self._bury(worker, how_it_ended(code))
+                self._bury(worker, code)
             else:
                 self.reload.on_child(pid, code)
 
-    def _bury(self, worker: Worker, how: str) -> None:
-        """A worker has ended."""
+    def _bury(self, worker: Worker, code: int) -> None:
+        """A worker has ended, with this status or by this signal."""
+        how = how_it_ended(code)
         # What it said last may still lie in the channel.
         worker.listen()
         self._heed_all(worker)
@@ -272,7 +273,9 @@ class Supervisor:
             pass
         elif worker.duty is Duty.DRAINING or self.is_stopping:
             what = "was given up" if worker.is_given_up else how
-            log.info("%d Worker %d %s.", os.getpid(), worker.pid, what)
+            # It may have had requests.
+            level = logging.WARNING if code and not worker.is_given_up else logging.INFO
+            log.log(level, "%d Worker %d %s.", os.getpid(), worker.pid, what)
             self.reload.advance()
         else:
             self._replacement.on_death(worker, how)

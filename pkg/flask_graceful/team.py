@@ -104,6 +104,8 @@ class Team:
             worker.say({kind: str(error)})
             return
         self.listeners += fresh
+        for listener in fresh:
+            log.info("%d Listening on %s", os.getpid(), listener.place)
         names = [listener.inherited_as for listener in given]
         worker.say({"given": names}, [listener.fileno() for listener in given])
 

@@ -291,7 +291,7 @@ class WorkerLife(Life):
         if signal.SIGTERM in alone:
             self.replace_because("it has received SIGTERM")
         elif signal.SIGHUP in alone and self.state is State.RUNNING:
-            log.info(
+            log.warning(
                 "%d Received SIGHUP, which is for the supervisor: kill -1 %d restarts the service.",
                 os.getpid(), os.getppid(),
             )  # fmt: skip
