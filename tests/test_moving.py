@@ -154,10 +154,12 @@ class Service:
         (self.directory / name).touch()
 
     def states(self, client: Client) -> list[str]:
-        """The states of a connection, in both processes: `old` or `new`, and the state."""
+        """The states of a connection, in the old process and then in the new one: they write at
+        the same time. `old` or `new`, and the state."""
         peer = peer_name(client)
         found = re.findall(rf"^(\d+) {re.escape(peer)} (\w+)$", self.live.log, re.MULTILINE)
-        return [f"{'old' if int(pid) == self.old else 'new'} {state}" for pid, state in found]
+        states = [f"{'old' if int(pid) == self.old else 'new'} {state}" for pid, state in found]
+        return sorted(states, key=lambda state: state.startswith("new"))
 
     def wait_state(self, client: Client, pid: int, state: str) -> None:
         self.live.wait_for(f"^{pid} {re.escape(peer_name(client))} {state}$")

@@ -189,8 +189,10 @@ class Streams:
         if self._is_watched:
             return
         self._is_watched = True
-        for reader in self._real:
+        for reader in list(self._real):
             loop.watch(reader, partial(self._copy, loop, reader))
+            # As a rule it is at its end, and its descriptors are wanted for connections.
+            self._copy(loop, reader)
 
     def unwatch(self, loop: Loop) -> None:
         """Leave that to another process."""
